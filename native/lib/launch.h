@@ -1,0 +1,52 @@
+/* Start processes in isolation, as a launch plan says (native/LAUNCH.md). */
+#ifndef VMM_LAUNCH_H
+#define VMM_LAUNCH_H
+
+#include "vmm.h"
+
+/* A plan by section. */
+struct vmm_plan {
+    struct vmm_records all;
+    const struct vmm_record *shim, *host, *child;
+    size_t shim_count, host_count, child_count;
+};
+
+int vmm_plan_read(const char *path, struct vmm_plan *out, struct vmm_error *e);
+void vmm_plan_free(struct vmm_plan *plan);
+
+/* What a process gets as 0, 1, 2. With `tty`, a terminal is allocated from the workload's own devpts,
+ * made its controlling terminal, and its master is returned in `master` (the fds are ignored). */
+struct vmm_stdio {
+    int fd[3];
+    bool tty;
+    unsigned short rows, columns;
+    int master; /* out: -1 without tty */
+};
+
+/* Keeps what lives over restarts: the network namespace, the cgroups, the last process. */
+struct vmm_launcher;
+
+/* `plan` must outlive the launcher. Makes nothing yet. */
+struct vmm_launcher *vmm_launcher_new(const struct vmm_plan *plan);
+
+/* Carry out the host and child sections. Returns when execve(2) succeeded, or failed. On success `pid` is a
+ * child of the caller (waitid(2) works) that dies with the caller (PR_SET_PDEATHSIG), and `pidfd` is open.
+ * On failure nothing is left running. */
+int vmm_launch(struct vmm_launcher *launcher, struct vmm_stdio *io, pid_t *pid, int *pidfd,
+               struct vmm_error *e);
+
+/* A further process in the running workload: its namespaces (by the workload's pidfd), cgroups, then `ops`
+ * (child operations). Also a waitable child of the caller. */
+int vmm_launch_exec(struct vmm_launcher *launcher, const struct vmm_records *ops,
+                    struct vmm_stdio *io, pid_t *pid, int *pidfd, struct vmm_error *e);
+
+/* Signal every process of the workload (cgroup.kill, or each pid of the kill cgroup). */
+int vmm_launch_kill_all(struct vmm_launcher *launcher, int signal);
+
+/* Whether an OOM kill happened since the last vmm_launch(). */
+bool vmm_launch_oom(const struct vmm_launcher *launcher);
+
+/* After the end: kill stragglers, remove the cgroups (bounded wait), drop the network namespace. */
+void vmm_launcher_free(struct vmm_launcher *launcher);
+
+#endif

@@ -1,0 +1,190 @@
+"""What a backend is, to the engine: pure compile, thin start; and the facts it compiles with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from vmm.model.launch import LaunchPlan
+from vmm.model.spec import WorkloadSpec
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the host can do something, and why (not)."""
+
+    name: str
+    available: bool
+    reason: str = ""
+
+
+class CgroupHierarchy(msgspec.Struct, frozen=True, kw_only=True):
+    """A mounted hierarchy (cgroups(7)); ``version`` 1 or 2."""
+
+    version: int
+    #: Controllers usable here; a v1 named hierarchy is ("name=systemd",).
+    controllers: tuple[str, ...]
+    mountpoint: str
+    #: This process's own cgroup, relative to the hierarchy's root ("/" or "/a/b").
+    own: str = "/"
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the host, gathered once; compile() sees nothing else of it."""
+
+    os: str = "linux"
+    architecture: str = "amd64"
+    kernel: tuple[int, int] = (6, 1)
+    cpus: int = 1
+    #: Capabilities of the bounding set, as a bit mask (capabilities(7)).
+    cap_bounding: int = 0
+    #: Hard limits by rlimit name ("nofile"); -1 is unlimited.
+    rlimits: dict[str, int] = {}
+    cgroups: tuple[CgroupHierarchy, ...] = ()
+    #: May raise resource limits above the hard ones (CAP_SYS_RESOURCE).
+    can_raise_limits: bool = True
+    has_mqueue: bool = True
+    has_ipv6: bool = True
+
+
+class RootLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """A copy-on-write root as the storage driver prepared it.
+
+    For ``overlay``: ``lowers`` are paths relative to ``layers_dir``, topmost first;
+    for ``directory`` (an external root) only ``path`` is set.
+    """
+
+    driver: str
+    layers_dir: str = ""
+    lowers: tuple[str, ...] = ()
+    upper: str = ""
+    work: str = ""
+    path: str = ""
+    #: Skip syncing (overlayfs ``volatile``): the workload goes away with its process.
+    volatile: bool = False
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The workload's place on a bridge network; ``link`` is the host's interface name."""
+
+    bridge: str
+    link: str
+    address: str
+    prefix: int
+    gateway: str
+    mac: str
+    mtu: int = 1500
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """A user resolved against the image's passwd and group files."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+    home: str = "/"
+
+
+class ResolvedMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount with its source on the host settled (volumes already have their path)."""
+
+    kind: str
+    target: str
+    source: str = ""
+    #: The source is a directory.
+    directory: bool = True
+    read_only: bool = False
+    propagation: str = "rprivate"
+    options: tuple[str, ...] = ()
+
+
+class ResolvedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    #: "c" or "b".
+    type: str
+    major: int
+    minor: int
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    permissions: str = "rwm"
+
+
+class WorkloadPaths(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a workload's files are (absolute)."""
+
+    #: ``<root>/workloads/<id>``
+    directory: str
+    #: ``/run/vmm/<instance>/<id12>``: control socket ``ctl.sock``.
+    run: str
+    state: str
+    log: str
+    events: str
+    #: Generated files bind-mounted over the image's.
+    hosts: str
+    hostname: str
+    resolv_conf: str
+    #: Static programs: shim, relay, init.
+    libexec: str
+
+
+class CompileInput(msgspec.Struct, frozen=True, kw_only=True):
+    """All that compile() may look at."""
+
+    spec: WorkloadSpec
+    root: RootLayout
+    host: HostFacts
+    paths: WorkloadPaths
+    #: Name of the cgroup parent of the instance ("vmm" or "vmm-<instance>").
+    cgroup_parent: str
+    user: User = User()
+    mounts: tuple[ResolvedMount, ...] = ()
+    devices: tuple[ResolvedDevice, ...] = ()
+    endpoint: Endpoint | None = None
+    #: The compiled seccomp filter (struct sock_filter[]), empty for none.
+    seccomp: bytes = b""
+    #: argv of the reaper, run by the shim when the workload ended for good.
+    reaper: tuple[str, ...] = ()
+    #: argv of the port relay; its sockets are inherited by the shim.
+    relay: tuple[str, ...] = ()
+
+
+class ExecInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A further process in a running workload."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: User
+    tty: bool = False
+    privileged: bool = False
+
+
+class Backend(Protocol):
+    """A kind of workload. compile() and compile_exec() are pure."""
+
+    name: str
+
+    def probe(self) -> list[Capability]:
+        """What this host allows; the first entry is the backend itself."""
+        ...
+
+    def facts(self) -> HostFacts: ...
+
+    def check(self, spec: WorkloadSpec, facts: HostFacts) -> None:
+        """Raise Unsupported for any option this backend or host cannot honour."""
+        ...
+
+    def compile(self, given: CompileInput) -> LaunchPlan: ...
+
+    def compile_exec(self, given: CompileInput, request: ExecInput) -> bytes:
+        """The operations of an exec request, encoded."""
+        ...
+
+    def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
+        """The compiled seccomp filter of ``spec``, from the cache directory if it is there."""
+        ...
+
+    def cleanup(self, given: CompileInput) -> None:
+        """Remove what a dead workload left in the kernel (cgroups, processes); idempotent."""
+        ...

@@ -1,0 +1,81 @@
+"""What a caller (CLI, YAML, API) asks for, before the image is consulted.
+
+None means that the caller said nothing, so that the image's value holds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from vmm.model.spec import Log, Mount, Resources, Restart, Security
+
+
+class PortRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One ``-p``, expanded from its range. ``host_ip`` "" is the default publish addresses,
+    ``host_port`` 0 a free one."""
+
+    container_port: int
+    host_ip: str = ""
+    host_port: int = 0
+    protocol: str = "tcp"
+
+
+class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    image: str
+    command: tuple[str, ...] = ()
+    name: str = ""
+    backend: str = "auto"
+    #: () clears the image's; None keeps it.
+    entrypoint: tuple[str, ...] | None = None
+    #: KEY=VALUE, later ones win.
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    workdir: str | None = None
+    tty: bool = False
+    stdin_open: bool = False
+    stdin_once: bool = False
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[PortRequest, ...] = ()
+    publish_all: bool = False
+    network: str = "bridge"
+    hostname: str = ""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    resources: Resources = Resources()
+    security: Security = Security()
+    restart: Restart = Restart()
+    #: None: the settings' defaults.
+    log: Log | None = None
+    labels: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    sysctls: dict[str, str] = {}
+    init: bool = False
+    auto_remove: bool = False
+    stop_signal: str | None = None
+    stop_timeout: int | None = None
+    cidfile: str = ""
+
+
+class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    workdir: str | None = None
+    tty: bool = False
+    stdin: bool = False
+    detach: bool = False
+    privileged: bool = False
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    context: str
+    #: Path of the Dockerfile; "" is ``<context>/Dockerfile``.
+    dockerfile: str = ""
+    tags: tuple[str, ...] = ()
+    build_args: dict[str, str | None] = {}
+    labels: dict[str, str] = {}
+    no_cache: bool = False
+    network: str = "bridge"
+    quiet: bool = False

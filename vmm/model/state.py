@@ -1,0 +1,31 @@
+"""What is known of a workload that ran (``state.json``, written by the shim alone)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are integer nanoseconds UTC, 0 for never; ``pid_start`` is in clock ticks since boot
+    (proc_pid_stat(5), field 22), which with ``boot_id`` tells a reused pid from the real one."""
+
+    schema: int = 1
+    status: Status = "created"
+    pid: int = 0
+    pid_start: int = 0
+    shim_pid: int = 0
+    shim_start: int = 0
+    boot_id: str = ""
+    exit_code: int = 0
+    signal: int = 0
+    oom_killed: bool = False
+    error: str = ""
+    created: int = 0
+    started: int = 0
+    finished: int = 0
+    restart_count: int = 0
+    manual_stop: bool = False

@@ -2,14 +2,253 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from vmm.engine.context import Context
+from vmm.model.backend import Capability
+from vmm.model.errors import NotFound, VmmError
+from vmm.model.request import BuildRequest, CreateRequest, ExecRequest
+from vmm.model.spec import WorkloadSpec
+from vmm.settings import Settings
+
+if TYPE_CHECKING:
+    from vmm.engine.logs import LogLine
+    from vmm.engine.sessions import Session
+    from vmm.engine.views import WorkloadView
+    from vmm.model.image import Image
+    from vmm.model.network import NetworkRecord, VolumeRecord
 
 
-class Console(Protocol):
-    """Where an attached session's streams go: the CLI's terminal, an API connection."""
+class Engine:
+    """All use-cases of one instance.  References are ids, names or unique id prefixes."""
 
-    def pump(
-        self, control: Any, *, channel: int, stdin: bool, tty: bool, exec_id: str = ""
-    ) -> int | None:
-        """Carry the streams until the end (exit code) or the detach keys (None)."""
-        ...
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ctx = Context(settings)
+
+    def notices(self) -> list[str]:
+        """What the user should be told beside the result; cleared by reading."""
+        found, self.ctx.notices = self.ctx.notices, []
+        return found
+
+    # ---- workloads
+
+    def create(self, request: CreateRequest) -> WorkloadSpec:
+        from vmm.engine import lifecycle
+
+        return lifecycle.create(self.ctx, request)
+
+    def start(self, reference: str) -> WorkloadSpec:
+        from vmm.engine import lifecycle
+
+        return lifecycle.start(self.ctx, reference)
+
+    def attach(self, reference: str, *, start: bool = False, stdin: bool = False) -> Session:
+        from vmm.engine import sessions
+
+        return sessions.attach(self.ctx, reference, start=start, stdin=stdin)
+
+    def exec(self, reference: str, request: ExecRequest) -> Session | None:
+        from vmm.engine import sessions
+
+        return sessions.exec_(self.ctx, reference, request)
+
+    def finish(self, reference: str) -> None:
+        """Tidy up in this process after a foreground run."""
+        self.reap(reference)
+
+    def reap(self, reference: str) -> None:
+        from vmm.engine import lifecycle
+
+        lifecycle.reap(self.ctx, reference)
+
+    def stop(self, reference: str, timeout: int | None = None, signal: str | None = None) -> None:
+        from vmm.engine import lifecycle
+
+        lifecycle.stop(self.ctx, reference, timeout, signal)
+
+    def restart(
+        self, reference: str, timeout: int | None = None, signal: str | None = None
+    ) -> None:
+        from vmm.engine import lifecycle
+
+        lifecycle.restart(self.ctx, reference, timeout, signal)
+
+    def kill(self, reference: str, signal: str = "KILL") -> None:
+        from vmm.engine import lifecycle
+
+        lifecycle.kill(self.ctx, reference, signal)
+
+    def rename(self, reference: str, name: str) -> None:
+        from vmm.engine import lifecycle
+
+        lifecycle.rename(self.ctx, reference, name)
+
+    def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
+        from vmm.engine import lifecycle
+
+        lifecycle.remove(self.ctx, reference, force=force, volumes=volumes)
+
+    def wait(self, reference: str) -> int:
+        from vmm.engine import sessions
+
+        return sessions.wait(self.ctx, reference)
+
+    def list(self, *, all: bool = False) -> list[WorkloadView]:
+        from vmm.engine import query
+
+        return query.list_workloads(self.ctx, everything=everything)
+
+    def view(self, reference: str) -> WorkloadView:
+        from vmm.engine import query
+
+        return query.view(self.ctx, self.ctx.index.lookup(reference).id)
+
+    def logs(
+        self,
+        reference: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: str = "",
+        until: str = "",
+    ) -> Iterator[LogLine]:
+        from vmm.engine import query
+
+        return query.logs(self.ctx, reference, follow=follow, tail=tail, since=since, until=until)
+
+    def explain(self, reference: str, backend: str = "") -> str:
+        """The artefact a backend makes of the workload."""
+        from vmm.engine import query
+
+        return query.explain(self.ctx, reference, backend)
+
+    # ---- metadata
+
+    def meta(self, reference: str) -> dict[str, str]:
+        return dict(self.ctx.store.read(self.ctx.index.lookup(reference).id).metadata)
+
+    def meta_change(self, reference: str, changes: dict[str, str | None]) -> None:
+        """Set keys, or remove those whose value is None; all in one write."""
+        from vmm.engine import query
+
+        query.change_metadata(self.ctx, reference, changes)
+
+    # ---- images
+
+    def images(self) -> list[Image]:
+        return self.ctx.images.list()
+
+    def image(self, reference: str) -> Image:
+        return self.ctx.images.resolve(reference)
+
+    def image_remove(self, reference: str, *, force: bool = False) -> list[str]:
+        from vmm.engine import imaging
+
+        return imaging.remove(self.ctx, reference, force=force)
+
+    def tag(self, source: str, target: str) -> None:
+        with self.ctx.lock("images"):
+            self.ctx.images.tag(source, target)
+
+    def import_image(self, path: str, reference: str, changes: list[str], message: str) -> Image:
+        from vmm.engine import imaging
+
+        return imaging.import_image(self.ctx, path, reference, changes, message)
+
+    def bootstrap(self, name: str, reference: str, output: Callable[[str], None]) -> Image:
+        from vmm.engine import imaging
+
+        return imaging.bootstrap(self.ctx, name, reference, output)
+
+    def build(self, request: BuildRequest, progress: Any) -> str:
+        from vmm.engine import imaging
+
+        return imaging.build(self.ctx, request, progress)
+
+    # ---- volumes and networks
+
+    def volume_create(self, name: str, labels: dict[str, str]) -> VolumeRecord:
+        return self.ctx.volumes.create(name, labels=labels)
+
+    def volumes(self) -> list[VolumeRecord]:
+        return self.ctx.volumes.list()
+
+    def volume(self, name: str) -> tuple[VolumeRecord, str]:
+        """The record and the path of its files."""
+        return self.ctx.volumes.inspect(name), str(self.ctx.volumes.data(name))
+
+    def volume_remove(self, name: str, *, force: bool = False) -> None:
+        from vmm.engine.maintenance import volumes_in_use
+        from vmm.model.errors import Conflict
+
+        users = volumes_in_use(self.ctx).get(name)
+        if users:
+            raise Conflict(
+                f"remove {name}: volume is in use - [{', '.join(users)}]",
+                f"remove the workloads first: vmm rm {' '.join(users)}",
+            )
+        try:
+            self.ctx.volumes.remove(name)
+        except NotFound:
+            if not force:
+                raise
+
+    def volume_prune(self, *, everything: bool = False) -> list[str]:
+        from vmm.engine.maintenance import volumes_in_use
+
+        return self.ctx.volumes.prune(volumes_in_use(self.ctx), everything=everything)
+
+    def networks(self) -> list[NetworkRecord]:
+        return list(self.ctx.network.list())
+
+    def network(self, name: str) -> NetworkRecord:
+        return self.ctx.network.inspect(name)
+
+    # ---- the instance
+
+    def info(self) -> dict[str, Any]:
+        from vmm.engine import maintenance
+
+        return maintenance.info(self.ctx)
+
+    def warnings(self) -> list[str]:
+        from vmm.engine import maintenance
+
+        return maintenance.warnings(self.ctx)
+
+    def df(self) -> list[dict[str, Any]]:
+        from vmm.engine import maintenance
+
+        return maintenance.df(self.ctx)
+
+    def check(self, *, repair: bool = False) -> list[str]:
+        from vmm.engine import maintenance
+
+        return maintenance.check(self.ctx, repair=repair)
+
+    def rebuild(self) -> list[str]:
+        from vmm.engine import maintenance
+
+        return maintenance.rebuild(self.ctx)
+
+    def prune(self, *, all_images: bool = False, volumes: bool = False) -> dict[str, Any]:
+        from vmm.engine import maintenance
+
+        return maintenance.prune(self.ctx, all_images=all_images, volumes=volumes)
+
+    def boot(self) -> list[str]:
+        from vmm.engine import maintenance
+
+        return maintenance.boot(self.ctx)
+
+    def teardown(self) -> None:
+        """Remove what the instance has in the kernel when nothing runs: bridge, rules."""
+        if not self.ctx.network.teardown():
+            raise VmmError("workloads are attached to the bridge", "stop them first: vmm stop")
+
+    def backends(self) -> list[tuple[str, list[Capability]]]:
+        from vmm.engine import backends
+
+        return backends.probe()

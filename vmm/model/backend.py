@@ -45,6 +45,14 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     can_raise_limits: bool = True
     has_mqueue: bool = True
     has_ipv6: bool = True
+    #: CPUs and memory nodes a workload may be bound to ("0-3", cpuset(7), "List format");
+    #: empty when there is no cpuset controller.
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    #: The memory controller also limits swap.
+    swap_limit: bool = True
+    #: Of /proc/sys/kernel/random/boot_id.
+    boot_id: str = ""
 
 
 class RootLayout(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +145,7 @@ class CompileInput(msgspec.Struct, frozen=True, kw_only=True):
     paths: WorkloadPaths
     #: Name of the cgroup parent of the instance ("vmm" or "vmm-<instance>").
     cgroup_parent: str
+    boot_id: str = ""
     user: User = User()
     mounts: tuple[ResolvedMount, ...] = ()
     devices: tuple[ResolvedDevice, ...] = ()

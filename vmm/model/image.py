@@ -107,6 +107,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     diff_id: str
     chain_id: str
     size: int
+    #: The blob that holds it, as it came or was written.
+    blob: Descriptor | None = None
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,17 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from vmm.model.spec import Log, Mount, Resources, Restart, Security
-
-
-class PortRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``-p``, expanded from its range. ``host_ip`` "" is the default publish addresses,
-    ``host_port`` 0 a free one."""
-
-    container_port: int
-    host_ip: str = ""
-    host_port: int = 0
-    protocol: str = "tcp"
+from vmm.model.spec import Log, Mount, Port, Resources, Restart, Security
 
 
 class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +25,7 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     stdin_open: bool = False
     stdin_once: bool = False
     mounts: tuple[Mount, ...] = ()
-    ports: tuple[PortRequest, ...] = ()
+    ports: tuple[Port, ...] = ()
     publish_all: bool = False
     network: str = "bridge"
     hostname: str = ""

@@ -51,11 +51,15 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A published port. ``host_ip`` is a literal address; one Port per address."""
+    """A published port.
+
+    In a spec ``host_ip`` "" means the default publish addresses and ``host_port`` 0 a free one;
+    once started (state.Attachment) both are literal, one Port per address.
+    """
 
     container_port: int
-    host_ip: str
-    host_port: int
+    host_ip: str = ""
+    host_port: int = 0
     protocol: Literal["tcp", "udp"] = "tcp"
 
 

@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from vmm.model.backend import Endpoint
+from vmm.model.spec import Port
+
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 
 
@@ -29,3 +32,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     finished: int = 0
     restart_count: int = 0
     manual_stop: bool = False
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """How a started workload hangs on its network (``network.json``, written at each start)."""
+
+    endpoint: Endpoint | None = None
+    #: Bound ports, one per address.
+    ports: tuple[Port, ...] = ()

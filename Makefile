@@ -1,0 +1,50 @@
+# Two commands: `make demo` shows the main job, `make test` runs the tests. Both set up what they need.
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard native/*/*.[ch] native/build.py) setup.py pyproject.toml
+PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
+TEST_PACKAGES := libcap2-bin make
+
+.PHONY: demo test unit integration lint bench clean packages test-packages asan
+
+demo: $(VENV)/.installed
+	@configs/demo/run.sh "$(BIN)/vmm"
+
+test: $(VENV)/.dev
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest -q tests
+
+unit integration: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q tests/$@
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy vmm tests
+
+asan: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -C native asan check
+
+bench: $(VENV)/.dev
+	@$(BIN)/python bench/run.py
+
+packages:
+	@configs/install-packages.sh $(PACKAGES)
+
+test-packages:
+	@configs/install-packages.sh $(PACKAGES) $(TEST_PACKAGES)
+
+$(VENV)/.installed: $(NATIVE) | packages
+	@test -x $(BIN)/python || { echo "making a virtual environment in .venv"; $(PYTHON) -m venv $(VENV); }
+	@echo "building the native core and installing vmm into .venv"
+	@$(BIN)/pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed | test-packages
+	@echo "installing the development tools into .venv"
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info vmm/libexec vmm/_native*.so vmm/_native.c native/build .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

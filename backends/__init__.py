@@ -1,0 +1,1 @@
+"""One package per kind of workload, loaded through the entry points ``vmm.backends``."""

@@ -1,0 +1,60 @@
+"""The Backend of Linux containers."""
+
+from __future__ import annotations
+
+from vmm.model.backend import Capability, CompileInput, ExecInput, HostFacts, ResolvedDevice
+from vmm.model.launch import LaunchPlan
+from vmm.model.spec import Device, WorkloadSpec
+
+
+class ContainerBackend:
+    """Implements vmm.model.backend.Backend; its parts are loaded when they are used."""
+
+    name = "container"
+
+    def probe(self) -> list[Capability]:
+        from vmm.backends.container.probe import probe
+
+        return probe(self.facts())
+
+    def facts(self) -> HostFacts:
+        from vmm.backends.container.facts import gather
+
+        return gather()
+
+    def check(self, spec: WorkloadSpec, facts: HostFacts) -> None:
+        from vmm.backends.container.check import check
+
+        check(spec, facts)
+
+    def devices(self, spec: WorkloadSpec) -> tuple[ResolvedDevice, ...]:
+        """The nodes of ``--device``, and for a privileged workload all of the host's."""
+        from vmm.backends.container.devices import of_workload
+
+        return of_workload(spec)
+
+    def resolve_device(self, device: Device) -> tuple[ResolvedDevice, ...]:
+        """The node or nodes behind one ``--device``; UsageError if it is none."""
+        from vmm.backends.container.devices import resolve
+
+        return resolve(device)
+
+    def compile(self, given: CompileInput) -> LaunchPlan:
+        from vmm.backends.container.plan import compile_plan
+
+        return compile_plan(given)
+
+    def compile_exec(self, given: CompileInput, request: ExecInput) -> bytes:
+        from vmm.backends.container.plan import compile_exec
+
+        return compile_exec(given, request)
+
+    def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
+        from vmm.backends.container.seccomp import compiled
+
+        return compiled(spec, facts, cache)
+
+    def cleanup(self, given: CompileInput) -> None:
+        from vmm.backends.container.cleanup import cleanup
+
+        cleanup(given)

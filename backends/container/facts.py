@@ -1,0 +1,91 @@
+"""What the host is, gathered once from /proc and /sys."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from vmm.backends.container import mountinfo
+from vmm.backends.container.capabilities import BIT
+from vmm.model.backend import CgroupHierarchy, HostFacts
+
+#: uname(2) machine to the image-spec's architecture (GOARCH).
+ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "i686": "386",
+    "armv7l": "arm",
+    "riscv64": "riscv64",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+}
+
+
+def read(path: str) -> str:
+    """The text of a small file of the kernel; "" when it is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def gather() -> HostFacts:
+    """The facts of this host, now."""
+    uname = os.uname()
+    status = read("/proc/self/status")
+    cgroups = _cgroups()
+    cpus, mems = _cpuset(cgroups)
+    return HostFacts(
+        os="linux",
+        architecture=ARCHITECTURES.get(uname.machine, uname.machine),
+        kernel=kernel_version(uname.release),
+        cpus=os.cpu_count() or 1,
+        cap_bounding=mountinfo.parse_status_mask(status, "CapBnd"),
+        rlimits=mountinfo.parse_limits(read("/proc/self/limits")),
+        cgroups=cgroups,
+        can_raise_limits=bool(mountinfo.parse_status_mask(status, "CapEff") & BIT["SYS_RESOURCE"]),
+        has_mqueue="mqueue" in read("/proc/filesystems"),
+        has_ipv6=os.path.exists("/proc/net/if_inet6"),
+        cpuset_cpus=cpus,
+        cpuset_mems=mems,
+        swap_limit=_limits_swap(cgroups),
+        boot_id=read("/proc/sys/kernel/random/boot_id").strip(),
+    )
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """``6.1.0-13-amd64`` is (6, 1)."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _cgroups() -> tuple[CgroupHierarchy, ...]:
+    text = read("/proc/self/mountinfo")
+    unified = {
+        mount.mountpoint: read(f"{mount.mountpoint}/cgroup.controllers")
+        for mount in mountinfo.parse_mountinfo(text)
+        if mount.type == "cgroup2"
+    }
+    return mountinfo.hierarchies(text, read("/proc/self/cgroup"), unified)
+
+
+def _cpuset(cgroups: tuple[CgroupHierarchy, ...]) -> tuple[str, str]:
+    """CPUs and memory nodes of the cpuset root; its effective ones on cgroup2."""
+    for group in cgroups:
+        if "cpuset" not in group.controllers:
+            continue
+        suffix = ".effective" if group.version == 2 else ""
+        base = f"{group.mountpoint}/cpuset"
+        return read(f"{base}.cpus{suffix}").strip(), read(f"{base}.mems{suffix}").strip()
+    return "", ""
+
+
+def _limits_swap(cgroups: tuple[CgroupHierarchy, ...]) -> bool:
+    for group in cgroups:
+        if "memory" in group.controllers:
+            if group.version == 1:
+                return os.path.exists(f"{group.mountpoint}/memory.memsw.limit_in_bytes")
+            # The root of cgroup2 has no memory files: swap accounting follows the kernel's option.
+            return "swapaccount=0" not in read("/proc/cmdline") and os.path.exists("/proc/swaps")
+    return False

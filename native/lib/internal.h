@@ -1,0 +1,183 @@
+/* What the files of the launch library share; not for its callers. */
+#ifndef VMM_INTERNAL_H
+#define VMM_INTERNAL_H
+
+#include "launch.h"
+
+#define VMM_MAX_JOINS 16
+#define VMM_MAX_RLIMITS 16
+
+/* ---- common.c ---- */
+
+/* Name of an operation, the number of arguments it takes (its name not counted), what carries it out. */
+struct vmm_op {
+    const char *name;
+    uint32_t min, max;
+    int (*note)(void *context, const struct vmm_record *record, struct vmm_error *e);
+    int (*run)(void *context, const struct vmm_record *record, struct vmm_error *e);
+};
+
+/* Find the operation of `record`, checking its number of arguments; NULL after filling `e`. */
+const struct vmm_op *vmm_op_find(const struct vmm_op *table, size_t count,
+                                 const struct vmm_record *record, struct vmm_error *e);
+/* Set `step` to the operation and its first two text arguments. */
+void vmm_step(struct vmm_error *e, const struct vmm_record *record);
+/* A whole number in `min`…`max`. `base` 8, 10 or 16. */
+int vmm_number(const char *text, int base, long long min, long long max, long long *out,
+               struct vmm_error *e);
+/* write(2) all of `text` into an existing file, without blocking on what is no file. */
+int vmm_write_file(int dir, const char *path, const char *text);
+/* read(2) at most `size`-1 bytes and terminate them; -1 with errno. */
+ssize_t vmm_read_file(int dir, const char *path, char *buffer, size_t size);
+
+/* ---- namespaces.c ---- */
+
+struct vmm_join {
+    int kind; /* CLONE_NEW… */
+    const char *path;
+};
+
+/* The host section, understood. */
+struct vmm_host {
+    const struct vmm_plan *plan;
+    unsigned long fresh; /* CLONE_NEW… to be made */
+    struct vmm_join join[VMM_MAX_JOINS];
+    size_t joins;
+    bool has_map, has_net_ops, has_score;
+    const char *groups[VMM_MAX_JOINS]; /* cgroup.join */
+    size_t group_count;
+    const char *oom_file, *kill_group;
+    int score;
+};
+
+/* Validate and note every host operation; makes nothing. */
+int vmm_host_read(const struct vmm_plan *plan, struct vmm_host *host, struct vmm_error *e);
+
+/* The flag of a namespace kind (`pid`, …), 0 if there is none such. */
+int vmm_ns_flag(const char *kind);
+/* Make the namespaces that outlive the process (user, net), as descriptors; -1 where none is wanted. */
+int vmm_ns_make(const struct vmm_host *host, int *user, int *net, struct vmm_error *e);
+/* setns(2) into each given path whose kind is in `kinds`. */
+int vmm_ns_join(const struct vmm_host *host, unsigned long kinds, struct vmm_error *e);
+/* Path joined for `kind`, or NULL. */
+const char *vmm_ns_path(const struct vmm_host *host, int kind);
+/* Every namespace kind the workload has of its own. */
+unsigned long vmm_ns_all(const struct vmm_host *host);
+
+/* ---- netlink.c ---- */
+
+/* Carry out the net.* operations of the host section; `net` is the workload's network namespace. */
+int vmm_net_setup(const struct vmm_host *host, int net, struct vmm_error *e);
+
+/* ---- cgroup.c ---- */
+
+int vmm_cgroup_setup(const struct vmm_host *host, struct vmm_error *e);
+/* Enter every cgroup of v1, and of v2 too with `v2`. */
+int vmm_cgroup_join(const struct vmm_host *host, bool v2, struct vmm_error *e);
+/* Descriptor of the first v2 group to be joined (CLONE_INTO_CGROUP), -1: none. */
+int vmm_cgroup_v2(const struct vmm_host *host);
+uint64_t vmm_cgroup_oom(const struct vmm_host *host);
+/* Signal all processes of the kill group; how many were there, or -1 with errno. */
+int vmm_cgroup_signal(const char *directory, int signal);
+/* Kill what is left, then remove what cgroup.make made; waits 2 s at most. */
+void vmm_cgroup_remove(const struct vmm_host *host);
+
+/* ---- path.c: places inside the workload's root ---- */
+
+/* openat2(2) confined to `root`; no magic links. `flags` as open(2)'s. */
+int vmm_root_open(int root, const char *path, uint64_t flags, uint64_t resolve);
+enum vmm_kind { VMM_DIRECTORY, VMM_FILE };
+/* O_PATH descriptor of `path`; what is missing is made (0755, 0644), through dangling symlinks too. */
+int vmm_root_make(int root, const char *path, enum vmm_kind kind, struct vmm_error *e);
+/* Split into the opened parent (made if missing) and the last name (in `name`, NAME_MAX+1 bytes). */
+int vmm_root_parent(int root, const char *path, char *name, struct vmm_error *e);
+
+/* ---- process.c ---- */
+
+/* What the process is to be, applied after everything else in an order of its own. */
+struct vmm_process {
+    const struct vmm_record *groups, *user, *caps, *seccomp, *exec, *umask;
+    const struct vmm_record *rlimit[VMM_MAX_RLIMITS];
+    size_t rlimits;
+    bool no_new_privs;
+    char **env;
+    size_t env_count;
+    char program[4096]; /* the resolved path */
+};
+
+/* ---- child.c ---- */
+
+struct vmm_child {
+    const struct vmm_host *host;
+    const struct vmm_record *ops;
+    size_t count;
+    struct vmm_stdio *io;
+    int sock, peer;  /* to the launcher: errors, the terminal; its own end, closed at once */
+    int net;         /* kept network namespace, -1 */
+    int target;      /* pidfd of the running workload (exec), -1 */
+    bool cgroups_joined; /* by the process between, before it lost the right to */
+    int root;        /* the root that paths are resolved in */
+    int *source;     /* per operation: a mount opened on the host, -1 */
+    int init;        /* program run as pid 1, -1 */
+    int mask;        /* empty read-only tmpfs, attached; -1: none yet */
+    int slave;       /* terminal, -1 */
+    struct vmm_process process;
+};
+
+/* What goes over the socket. Type `E`: error; `P`: pid; `T`: terminal, as SCM_RIGHTS. */
+struct vmm_message {
+    uint32_t type;
+    int32_t pid;
+    struct vmm_error error;
+};
+
+/* Does not return. */
+_Noreturn void vmm_child_main(struct vmm_child *child);
+/* Send `e` and end. */
+_Noreturn void vmm_child_fail(int sock, const struct vmm_error *e);
+
+/* process.c */
+int vmm_process_find(struct vmm_child *child, struct vmm_error *e);
+int vmm_process_enter(struct vmm_child *child, struct vmm_error *e);
+
+/* stdio.c */
+int vmm_tty_open(struct vmm_child *child, struct vmm_error *e);
+int vmm_tty_console(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_stdio_enter(struct vmm_child *child, struct vmm_error *e);
+
+/* Operations: mounts.c, root.c, nodes.c. Each `child` is a struct vmm_child. */
+int vmm_note_bind(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_note_init(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_root_overlay(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_root_directory(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_root_pivot(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_root_readonly(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_mount_fs(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_mount_bind(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_mount_cgroup(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_mount_mask(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_mount_readonly(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_make_directory(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_make_node(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_make_symlink(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_set_sysctl(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_set_hostname(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_set_domainname(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_change_directory(void *child, const struct vmm_record *record, struct vmm_error *e);
+
+/* ---- launch.c ---- */
+
+struct vmm_launcher {
+    struct vmm_host host;
+    const struct vmm_plan *plan;
+    bool ready; /* the host section was carried out */
+    int user, net;
+    int target; /* pidfd of the last process, our own copy */
+    uint64_t oom;
+};
+
+/* Start `child` (its ops, io, target set) and wait until it executed its program or failed. */
+int vmm_spawn(struct vmm_launcher *launcher, struct vmm_child *child, pid_t *pid, int *pidfd,
+              struct vmm_error *e);
+
+#endif

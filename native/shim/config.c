@@ -1,0 +1,203 @@
+#include "shim.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Reads one operation of the section `shim`. */
+typedef int (*reader)(const struct vmm_record *r, struct config *c, struct vmm_error *e);
+
+static int invalid(const struct vmm_record *r, struct vmm_error *e)
+{
+    return vmm_fail(e, 125, 0, "launch plan: wrong arguments for the operation %s", r->argv[0]);
+}
+
+static int number(const struct vmm_record *r, uint32_t index, int64_t low, int64_t high,
+                  int64_t *out, struct vmm_error *e)
+{
+    char *end;
+    errno = 0;
+    *out = strtoll(r->argv[index], &end, 10);
+    if (errno || *end || end == r->argv[index] || *out < low || *out > high)
+        return invalid(r, e);
+    return 0;
+}
+
+static int flag(const struct vmm_record *r, uint32_t index, bool *out, struct vmm_error *e)
+{
+    int64_t value;
+    if (number(r, index, 0, 1, &value, e))
+        return -1;
+    *out = value == 1;
+    return 0;
+}
+
+/* The arguments as a list that ends with NULL, appended to `*list`. */
+static int texts(const struct vmm_record *r, const char ***list, struct vmm_error *e)
+{
+    size_t had = 0;
+    while (*list && (*list)[had])
+        had++;
+    const char **all = realloc(*list, (had + r->argc) * sizeof *all);
+    if (!all)
+        return vmm_fail(e, 125, ENOMEM, "launch plan");
+    for (uint32_t i = 1; i < r->argc; i++)
+        all[had + i - 1] = r->argv[i];
+    all[had + r->argc - 1] = NULL;
+    *list = all;
+    return 0;
+}
+
+#define TEXT_READER(name, member)                                                                  \
+    static int name(const struct vmm_record *r, struct config *c, struct vmm_error *e)            \
+    {                                                                                              \
+        (void)e;                                                                                   \
+        c->member = r->argv[1];                                                                    \
+        return 0;                                                                                  \
+    }
+
+TEXT_READER(read_id, id)
+TEXT_READER(read_run_dir, run_dir)
+TEXT_READER(read_state, state_path)
+TEXT_READER(read_exec_dir, exec_dir)
+TEXT_READER(read_events, events_path)
+TEXT_READER(read_boot_id, boot_id)
+
+static int read_event_attrs(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return texts(r, &c->event_attrs, e);
+}
+
+static int read_log(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    if (!strcmp(r->argv[1], "none") && r->argc == 2)
+        return 0;
+    if (strcmp(r->argv[1], "json-file") || r->argc != 5)
+        return invalid(r, e);
+    c->log_path = r->argv[2];
+    return number(r, 3, -1, INT64_MAX, &c->log_max_size, e) ||
+                   number(r, 4, 1, 1000, &c->log_max_files, e)
+               ? -1
+               : 0;
+}
+
+static int read_stdio(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return flag(r, 1, &c->tty, e) || flag(r, 2, &c->stdin_open, e) || flag(r, 3, &c->stdin_once, e)
+               ? -1
+               : 0;
+}
+
+static int read_restart(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    static const char *const names[] = {"no", "always", "unless-stopped", "on-failure"};
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(r->argv[1], names[i])) {
+            c->restart = i;
+            return number(r, 2, 0, INT32_MAX, &c->restart_max, e);
+        }
+    return invalid(r, e);
+}
+
+static int read_stop(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    int64_t signal;
+    if (number(r, 1, 1, 64, &signal, e) || number(r, 2, -1, INT32_MAX, &c->stop_timeout_ms, e))
+        return -1;
+    c->stop_signal = (int)signal;
+    return 0;
+}
+
+static int read_reaper(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return texts(r, &c->reaper, e);
+}
+
+static int read_helper(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return texts(r, &c->helper, e);
+}
+
+static int read_helper_fds(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    size_t total = c->helper_fd_count + r->argc - 1;
+    int *fds = realloc(c->helper_fds, (total + 1) * sizeof *fds);
+    if (!fds)
+        return vmm_fail(e, 125, ENOMEM, "launch plan");
+    c->helper_fds = fds;
+    for (uint32_t i = 1; i < r->argc; i++) {
+        int64_t fd;
+        if (number(r, i, 3, INT32_MAX - 1, &fd, e))
+            return -1;
+        fds[c->helper_fd_count++] = (int)fd;
+    }
+    return 0;
+}
+
+static int read_wait_start(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return flag(r, 1, &c->wait_start, e);
+}
+
+static const struct {
+    const char *name;
+    uint32_t min, max; /* arguments after the name */
+    reader read;
+} readers[] = {
+    {"id", 1, 1, read_id},
+    {"run-dir", 1, 1, read_run_dir},
+    {"state", 1, 1, read_state},
+    {"exec-dir", 1, 1, read_exec_dir},
+    {"events", 1, 1, read_events},
+    {"event-attrs", 0, 4095, read_event_attrs},
+    {"log", 1, 4, read_log},
+    {"stdio", 3, 3, read_stdio},
+    {"restart", 2, 2, read_restart},
+    {"stop", 2, 2, read_stop},
+    {"reaper", 1, 4095, read_reaper},
+    {"helper", 1, 4095, read_helper},
+    {"helper-fds", 0, 4095, read_helper_fds},
+    {"wait-start", 1, 1, read_wait_start},
+    {"boot-id", 1, 1, read_boot_id},
+};
+
+static int read_one(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    for (size_t i = 0; i < sizeof readers / sizeof *readers; i++) {
+        if (strcmp(r->argv[0], readers[i].name))
+            continue;
+        if (r->argc - 1 < readers[i].min || r->argc - 1 > readers[i].max)
+            return invalid(r, e);
+        return readers[i].read(r, c, e);
+    }
+    return vmm_fail(e, 125, 0, "launch plan: unknown operation %s in section shim", r->argv[0]);
+}
+
+uid_t config_user(const struct vmm_record *ops, size_t count)
+{
+    uid_t uid = 0;
+    for (size_t i = 0; i < count; i++)
+        if (ops[i].argc >= 2 && !strcmp(ops[i].argv[0], "user"))
+            uid = (uid_t)strtoul(ops[i].argv[1], NULL, 10);
+    return uid;
+}
+
+int config_read(const struct vmm_plan *plan, struct config *out, struct vmm_error *e)
+{
+    *out = (struct config){.stop_signal = 15, .stop_timeout_ms = 10000, .boot_id = ""};
+    for (size_t i = 0; i < plan->shim_count; i++)
+        if (read_one(&plan->shim[i], out, e))
+            return -1;
+    if (!out->id || !out->run_dir || !out->state_path)
+        return vmm_fail(e, 125, 0, "launch plan: section shim needs id, run-dir and state");
+    out->uid = config_user(plan->child, plan->child_count);
+    return 0;
+}
+
+void config_free(struct config *config)
+{
+    free(config->event_attrs);
+    free(config->reaper);
+    free(config->helper);
+    free(config->helper_fds);
+}

@@ -1,0 +1,179 @@
+/* Exec instances: further processes in the running workload. */
+#include "shim.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct session *exec_find(struct shim *s, const char *id)
+{
+    for (struct session *exec = s->execs; exec; exec = exec->next)
+        if (!strcmp(exec->id, id))
+            return exec;
+    return NULL;
+}
+
+static void exec_free(struct session *exec)
+{
+    streams_close(exec);
+    vmm_close(&exec->pidfd);
+    free(exec->command);
+    free(exec);
+}
+
+/* The id names a file: letters and digits alone. */
+static bool valid_id(const struct vmm_args *args)
+{
+    if (args->length[0] == 0 || args->length[0] > ID_MAX)
+        return false;
+    for (uint32_t i = 0; i < args->length[0]; i++)
+        if (!isalnum((unsigned char)args->at[0][i]))
+            return false;
+    return true;
+}
+
+static int check(struct shim *s, const struct vmm_args *args, struct vmm_error *e)
+{
+    size_t count = 0;
+    for (const struct session *exec = s->execs; exec; exec = exec->next)
+        count++;
+    if (s->phase != PHASE_RUNNING)
+        return vmm_fail(e, 1, 0, "the workload is not running");
+    if (!valid_id(args))
+        return vmm_fail(e, 1, 0, "invalid exec id");
+    if (exec_find(s, args->at[0]))
+        return vmm_fail(e, 1, 0, "exec %s is running already", args->at[0]);
+    if (count >= EXECS_MAX)
+        return vmm_fail(e, 1, 0, "%d execs are running already; end some first", EXECS_MAX);
+    return 0;
+}
+
+/* The command as Docker's exec events show it: its arguments, joined. */
+static char *command_text(const struct vmm_records *ops)
+{
+    char *text = calloc(1, 1024);
+    for (size_t i = 0; text && i < ops->count; i++) {
+        const struct vmm_record *r = &ops->items[i];
+        for (uint32_t k = 1; !strcmp(r->argv[0], "exec") && k < r->argc; k++) {
+            size_t used = strlen(text);
+            snprintf(text + used, 1024 - used, "%s%s", used ? " " : "", r->argv[k]);
+        }
+    }
+    return text;
+}
+
+static void exec_event(const struct shim *s, const struct session *exec, const char *action)
+{
+    char text[1100];
+    snprintf(text, sizeof text, "%s: %s", action, exec->command ? exec->command : "");
+    event(s, text, (const char *[]){"execID", exec->id, NULL});
+}
+
+static struct session *exec_new(const struct vmm_args *args, const struct vmm_records *ops,
+                                bool tty, bool stdin_open)
+{
+    struct session *exec = calloc(1, sizeof *exec);
+    if (!exec)
+        return NULL;
+    memcpy(exec->id, args->at[0], args->length[0]);
+    exec->is_exec = exec->stdin_once = true;
+    exec->tty = tty;
+    exec->stdin_open = stdin_open || tty;
+    exec->in = exec->out = exec->err = exec->slave = exec->pidfd = -1;
+    exec->command = command_text(ops);
+    return exec;
+}
+
+static int launch(struct shim *s, struct session *exec, const struct vmm_records *ops, bool detached,
+                  struct vmm_error *e)
+{
+    struct vmm_stdio io;
+    int ends[3];
+    uid_t uid = config_user(ops->items, ops->count);
+    int failed = streams_open(exec, &io, ends, uid, detached, e);
+    if (!failed)
+        failed = vmm_launch_exec(s->launcher, ops, &io, &exec->pid, &exec->pidfd, e);
+    streams_adopt(exec, &io, ends);
+    if (failed) {
+        exec->pid = 0;
+        exec->exit_code = e->code;
+        return -1;
+    }
+    exec->pid_start = platform_process_start(exec->pid);
+    exec->started = now_ns();
+    return 0;
+}
+
+static int run(struct shim *s, struct session *exec, const struct vmm_records *ops, bool detached,
+               struct vmm_error *e)
+{
+    exec_event(s, exec, "exec_create");
+    exec_event(s, exec, "exec_start");
+    int failed = launch(s, exec, ops, detached, e);
+    exec_state_write(s, exec);
+    return failed;
+}
+
+/* EXEC [exec id, tty, stdin, detach, operations] */
+int exec_start(struct shim *s, const struct vmm_args *args, struct session **out, struct vmm_error *e)
+{
+    int64_t tty, input, detach;
+    struct vmm_records ops;
+    if (!vmm_args_number(args, 1, 0, 1, &tty) || !vmm_args_number(args, 2, 0, 1, &input) ||
+        !vmm_args_number(args, 3, 0, 1, &detach))
+        return vmm_fail(e, 1, 0, "EXEC: tty, stdin and detach must be 0 or 1");
+    if (check(s, args, e) || vmm_records_decode(args->at[4], args->length[4], &ops, e))
+        return -1;
+    struct session *exec = exec_new(args, &ops, tty, input && !detach);
+    int failed = exec ? run(s, exec, &ops, detach, e) : vmm_fail(e, 125, 0, "no memory for an exec");
+    vmm_records_free(&ops);
+    if (failed) {
+        if (exec)
+            exec_free(exec);
+        return -1;
+    }
+    exec->next = s->execs;
+    s->execs = exec;
+    *out = exec;
+    return 0;
+}
+
+void exec_exited(struct shim *s, struct session *exec, int code, int signal)
+{
+    char text[16];
+    exec->exit_code = code;
+    exec->signal = signal;
+    exec->pid = 0;
+    exec->finished = now_ns();
+    vmm_close(&exec->pidfd);
+    exec_state_write(s, exec);
+    snprintf(text, sizeof text, "%d", code);
+    event(s, "exec_die", (const char *[]){"execID", exec->id, "exitCode", text, NULL});
+    streams_end(exec, now_ms());
+}
+
+static void detach_all(struct shim *s, const struct session *exec)
+{
+    for (struct client *c = s->clients; c; c = c->next)
+        for (size_t i = c->attached; i-- > 0;)
+            if (c->attachments[i].session == exec)
+                c->attachments[i] = c->attachments[--c->attached];
+}
+
+/* Execs whose output was read to its end are answered and forgotten. */
+void exec_tick(struct shim *s, int64_t now)
+{
+    struct session **link = &s->execs;
+    while (*link) {
+        struct session *exec = *link;
+        if (exec->ended && !session_congested(s, exec) && streams_drained(exec, now)) {
+            session_exit(s, exec);
+            detach_all(s, exec);
+            *link = exec->next;
+            exec_free(exec);
+        } else {
+            link = &exec->next;
+        }
+    }
+}

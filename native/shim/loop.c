@@ -1,0 +1,108 @@
+#include "shim.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+struct watched {
+    watch_handler handler;
+    void *object;
+};
+
+static struct {
+    struct pollfd *fds;
+    struct watched *watched;
+    size_t count, capacity;
+} round_;
+
+int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int grow(void)
+{
+    size_t capacity = round_.capacity ? round_.capacity * 2 : 16;
+    struct pollfd *fds = realloc(round_.fds, capacity * sizeof *fds);
+    if (!fds)
+        return -1;
+    round_.fds = fds;
+    struct watched *watched = realloc(round_.watched, capacity * sizeof *watched);
+    if (!watched)
+        return -1;
+    round_.watched = watched;
+    round_.capacity = capacity;
+    return 0;
+}
+
+/* Objects watched must live until the round is over: they are marked dead, and swept after it. */
+int watch(int fd, short events, watch_handler handler, void *object)
+{
+    if (round_.count == round_.capacity && grow())
+        return -1;
+    round_.fds[round_.count] = (struct pollfd){.fd = fd, .events = events};
+    round_.watched[round_.count++] = (struct watched){handler, object};
+    return 0;
+}
+
+static void watch_all(struct shim *s)
+{
+    round_.count = 0;
+    watch(s->signal_fd, POLLIN, children_ready, NULL);
+    if (s->listen_fd >= 0)
+        watch(s->listen_fd, POLLIN, client_accept, NULL);
+    streams_watch(s, &s->workload);
+    for (struct session *exec = s->execs; exec; exec = exec->next)
+        streams_watch(s, exec);
+    clients_watch(s);
+}
+
+static int64_t earlier(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Milliseconds until the next timer, -1 for none. */
+static int timeout(const struct shim *s, int64_t now)
+{
+    int64_t at = earlier(workload_deadline(s), clients_deadline(s));
+    for (const struct session *exec = s->execs; exec; exec = exec->next)
+        if (exec->ended)
+            at = earlier(at, exec->drain_until);
+    if (at == NEVER)
+        return -1;
+    return at <= now ? 0 : (int)earlier(at - now, 60000);
+}
+
+static void dispatch(struct shim *s)
+{
+    for (size_t i = 0; i < round_.count; i++)
+        if (round_.fds[i].revents)
+            round_.watched[i].handler(s, round_.watched[i].object, round_.fds[i].revents);
+}
+
+void loop_run(struct shim *s)
+{
+    while (!ending_done(s, now_ms())) {
+        watch_all(s);
+        int n = poll(round_.fds, round_.count, timeout(s, now_ms()));
+        if (n > 0)
+            dispatch(s);
+        else if (n < 0 && errno != EINTR)
+            return;
+        clients_process(s);
+        int64_t now = now_ms();
+        exec_tick(s, now);
+        workload_tick(s, now);
+        clients_sweep(s, now);
+    }
+}

@@ -1,0 +1,198 @@
+#include "shim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum { REPORT_FD = 3, BACKLOG = 64 };
+
+static void put(int fd, const char *text)
+{
+    size_t size = strlen(text);
+    if (fd >= 0 && write(fd, text, size) != (ssize_t)size)
+        return; /* the caller is gone: nobody to tell */
+}
+
+static void one_line(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ')
+            *text = ' ';
+}
+
+static void report_error(int fd, struct vmm_error *e)
+{
+    char line[900];
+    one_line(e->step);
+    one_line(e->message);
+    snprintf(line, sizeof line, "error %d\t%s\t%s\n", e->code, e->step, e->message);
+    put(fd, line);
+}
+
+/* Leave the caller's session; the caller waits only for the first process. Returns 0 in the daemon. */
+static int become_daemon(struct vmm_error *e)
+{
+    for (int step = 0; step < 2; step++) {
+        pid_t pid = fork();
+        if (pid < 0)
+            return vmm_fail(e, 125, errno, "vmm-shim: fork");
+        if (pid > 0)
+            _exit(0);
+        if (step == 0)
+            setsid();
+    }
+    return 0;
+}
+
+static int null_stdio(struct vmm_error *e)
+{
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return vmm_fail(e, 125, errno, "/dev/null");
+    for (int i = 0; i < 3; i++)
+        dup2(fd, i);
+    if (fd > 2)
+        close(fd);
+    return 0;
+}
+
+/* Close what the caller left open, keep the report and the helper's descriptors. */
+static int own_descriptors(struct shim *s, struct vmm_error *e)
+{
+    size_t count = s->config.helper_fd_count;
+    VMM_FREE int *keep = malloc((count + 1) * sizeof *keep);
+    if (!keep)
+        return vmm_fail(e, 125, errno, "vmm-shim");
+    for (size_t i = 0; i < count; i++) {
+        keep[i] = s->config.helper_fds[i];
+        if (keep[i] == s->report_fd || fcntl(keep[i], F_SETFD, FD_CLOEXEC))
+            return vmm_fail(e, 125, 0, "helper-fds: descriptor %d was not handed over", keep[i]);
+    }
+    keep[count] = s->report_fd;
+    fcntl(s->report_fd, F_SETFD, FD_CLOEXEC);
+    platform_close_except(keep, count + 1);
+    return null_stdio(e);
+}
+
+static int socket_address(const struct shim *s, struct sockaddr_un *address, struct vmm_error *e)
+{
+    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    size_t room = sizeof address->sun_path;
+    int n = snprintf(address->sun_path, room, "%s/ctl.sock", s->config.run_dir);
+    if (n < 0 || (size_t)n >= room)
+        return vmm_fail(e, 125, ENAMETOOLONG, "control socket %.300s/ctl.sock", s->config.run_dir);
+    return 0;
+}
+
+/* A socket nobody answers on was left by a shim that died. */
+static bool is_stale(const struct sockaddr_un *address)
+{
+    VMM_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof *address) == 0)
+        return false;
+    return errno == ECONNREFUSED && unlink(address->sun_path) == 0;
+}
+
+static int open_socket(struct shim *s, struct vmm_error *e)
+{
+    struct sockaddr_un address;
+    const struct sockaddr *generic = (const struct sockaddr *)&address;
+    if (socket_address(s, &address, e))
+        return -1;
+    s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (s->listen_fd < 0)
+        return vmm_fail(e, 125, errno, "control socket");
+    umask(0177);
+    int failed = bind(s->listen_fd, generic, sizeof address);
+    if (failed && errno == EADDRINUSE && is_stale(&address))
+        failed = bind(s->listen_fd, generic, sizeof address);
+    umask(0077);
+    if (failed && errno == EADDRINUSE)
+        return vmm_fail(e, 125, 0, "another shim answers on %s", address.sun_path);
+    if (failed || listen(s->listen_fd, BACKLOG))
+        return vmm_fail(e, 125, errno, "control socket %s", address.sun_path);
+    return 0;
+}
+
+static int prepare(struct shim *s, struct vmm_error *e)
+{
+    if (config_read(&s->plan, &s->config, e) || own_descriptors(s, e) || become_daemon(e))
+        return -1;
+    platform_harden();
+    s->signal_fd = platform_signals();
+    if (s->signal_fd < 0 || chdir("/"))
+        return vmm_fail(e, 125, errno, "vmm-shim: signals");
+    if (open_socket(s, e))
+        return -1;
+    s->launcher = vmm_launcher_new(&s->plan);
+    if (!s->launcher)
+        return vmm_fail(e, 125, errno, "launch plan");
+    return 0;
+}
+
+static void init_workload(struct shim *s)
+{
+    struct session *w = &s->workload;
+    w->in = w->out = w->err = w->slave = w->pidfd = -1;
+    w->tty = s->config.tty;
+    w->stdin_open = s->config.stdin_open;
+    w->stdin_once = s->config.stdin_once;
+    s->stop_at = s->restart_at = s->helper_at = NEVER;
+    s->abandoned_at = now_ms() + ABANDONED_MS;
+}
+
+static void begin(struct shim *s)
+{
+    struct vmm_error e = {0};
+    put(s->report_fd, "ready\n");
+    if (s->config.wait_start)
+        return;
+    if (workload_start(s, &e)) {
+        s->answered = true;
+        workload_start_failed(s, &e);
+        report_error(s->report_fd, &e);
+        return;
+    }
+    char line[32];
+    snprintf(line, sizeof line, "running %d\n", (int)s->workload.pid);
+    put(s->report_fd, line);
+}
+
+static int report_descriptor(int argc, char **argv)
+{
+    int fd = argc > 2 ? atoi(argv[2]) : REPORT_FD;
+    return fd > 2 && fcntl(fd, F_GETFD) >= 0 ? fd : -1;
+}
+
+int main(int argc, char **argv)
+{
+    static struct shim s = {.listen_fd = -1, .signal_fd = -1, .report_fd = -1};
+    struct vmm_error e = {0};
+    if (argc < 2 || argc > 3) {
+        put(2, "usage: vmm-shim PLANFILE [REPORT-FD]\n");
+        return 125;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    s.report_fd = report_descriptor(argc, argv);
+    if (vmm_plan_read(argv[1], &s.plan, &e) || prepare(&s, &e)) {
+        report_error(s.report_fd >= 0 ? s.report_fd : 2, &e);
+        return 125;
+    }
+    state_init(&s);
+    if (!s.state.finished)
+        state_write(&s);
+    log_open(&s.log, s.config.log_path, s.config.log_max_size, s.config.log_max_files);
+    init_workload(&s);
+    begin(&s);
+    vmm_close(&s.report_fd);
+    loop_run(&s);
+    ending_finish(&s);
+    return 0;
+}

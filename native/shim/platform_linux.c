@@ -1,0 +1,134 @@
+/* What the shim needs of Linux alone. */
+#include "shim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/sockios.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Deliver SIGCHLD and SIGTERM through a descriptor, ignore what is sent by mistake. */
+int platform_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    sigaddset(&set, SIGTERM);
+    static const int ignored[] = {SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGUSR1, SIGUSR2, SIGALRM,
+                                  SIGTSTP, SIGTTIN, SIGTTOU};
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
+        signal(ignored[i], SIG_IGN);
+    signal(SIGCHLD, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    if (sigprocmask(SIG_SETMASK, &set, NULL))
+        return -1;
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+bool platform_signal_next(int fd, int *signal)
+{
+    struct signalfd_siginfo info;
+    if (read(fd, &info, sizeof info) != sizeof info)
+        return false;
+    *signal = (int)info.ssi_signo;
+    return true;
+}
+
+/* proc_pid_stat(5), field 22; the command in field 2 may hold anything, so count from its end. */
+uint64_t platform_process_start(pid_t pid)
+{
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    VMM_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    return at ? strtoull(at, NULL, 10) : 0;
+}
+
+int platform_kill(int pidfd, int signal)
+{
+    return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0);
+}
+
+/* unix(7), SO_PEERCRED: root or the shim's own user. */
+bool platform_peer_allowed(int fd)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size))
+        return false;
+    return peer.uid == 0 || peer.uid == geteuid();
+}
+
+/* Whether the peer of a UNIX socket has read all that was sent: the queue is empty, and not because
+ * the peer went away without reading it (then ECONNRESET is pending). */
+bool platform_delivered(int fd)
+{
+    int bytes = 0;
+    char byte;
+    if (ioctl(fd, SIOCOUTQ, &bytes) || bytes)
+        return false;
+    return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || errno == EAGAIN;
+}
+
+/* The other side of a terminal, whatever mount namespace its name lives in (ioctl_tty(2)). */
+int platform_tty_slave(int master)
+{
+    return ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
+}
+
+/* Close every descriptor above 2 that is not in `keep`. */
+void platform_close_except(const int *keep, size_t count)
+{
+    VMM_FREE int *sorted = malloc((count + 1) * sizeof *sorted);
+    if (!sorted)
+        return;
+    memcpy(sorted, keep, count * sizeof *sorted);
+    qsort(sorted, count, sizeof *sorted, ascending);
+    unsigned from = 3;
+    for (size_t i = 0; i < count; i++) {
+        if (sorted[i] < (int)from)
+            continue;
+        if ((unsigned)sorted[i] > from)
+            syscall(SYS_close_range, from, (unsigned)sorted[i] - 1, 0);
+        from = (unsigned)sorted[i] + 1;
+    }
+    syscall(SYS_close_range, from, ~0U, 0);
+}
+
+/* No core dump, no /proc/PID/mem for others; memory goes back to the system when freed. */
+void platform_harden(void)
+{
+    prctl(PR_SET_DUMPABLE, 0);
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 64 << 10);
+    mallopt(M_TRIM_THRESHOLD, 64 << 10);
+    mallopt(M_TOP_PAD, 4096);
+#endif
+}
+
+void platform_die_with_parent(void)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+}

@@ -1,0 +1,222 @@
+/* vmm-shim: the monitor of one workload. It holds the streams, the log, the exit status and the
+ * restart policy, and answers on a control socket (native/PROTOCOL.md). One thread, one poll(2)
+ * loop; what differs by operating system is in platform_*.c.
+ */
+#ifndef SHIM_H
+#define SHIM_H
+
+#include "../lib/launch.h"
+#include "../lib/proto.h"
+#include "buffer.h"
+#include "log.h"
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+    CHUNK = 32 << 10,            /* bytes read from a stream at once */
+    OUTPUT_LIMIT = 1 << 20,      /* a connection's output buffer */
+    OUTPUT_RESERVE = 64 << 10,   /* of which this much is for answers alone */
+    INPUT_LIMIT = 64 << 10,      /* queued standard input before its sender is no longer read */
+    STALL_MS = 10000,            /* a connection that stays full this long is cut off */
+    ABANDONED_MS = 30000,        /* nobody connected and nothing started: give up */
+    DRAIN_MS = 1000,             /* after the end, wait for the last holder of a stream */
+    CLIENTS_MAX = 256,
+    EXECS_MAX = 256,
+    ATTACHMENTS_MAX = 64,
+    ID_MAX = 64,
+};
+
+#define NEVER INT64_MAX
+
+enum restart_policy { RESTART_NO, RESTART_ALWAYS, RESTART_UNLESS_STOPPED, RESTART_ON_FAILURE };
+
+/* The plan's section `shim`; texts point into the plan. Lists end with NULL. */
+struct config {
+    const char *id, *run_dir, *state_path, *exec_dir, *events_path, *boot_id;
+    const char **event_attrs;
+    const char *log_path;
+    int64_t log_max_size, log_max_files;
+    bool tty, stdin_open, stdin_once, wait_start;
+    enum restart_policy restart;
+    int64_t restart_max;
+    int stop_signal;
+    int64_t stop_timeout_ms;
+    const char **reaper, **helper;
+    int *helper_fds;
+    size_t helper_fd_count;
+    uid_t uid; /* of the workload's process, owner of its pipes */
+};
+
+int config_read(const struct vmm_plan *plan, struct config *out, struct vmm_error *e);
+void config_free(struct config *config);
+/* The last `user` operation's uid, 0 without one. */
+uid_t config_user(const struct vmm_record *ops, size_t count);
+
+/* What state.json says (vmm/model/state.py). Times in ns UTC. */
+struct state {
+    const char *status;
+    int64_t pid, exit_code, signal, restart_count;
+    uint64_t pid_start, shim_start;
+    bool oom_killed, manual_stop;
+    char error[768];
+    int64_t created, started, finished;
+};
+
+/* A process and our ends of its streams: the workload, or an exec instance. */
+struct session {
+    struct session *next;
+    char id[ID_MAX + 1]; /* of the exec; empty: the workload */
+    bool is_exec, tty, stdin_open, stdin_once, input_eof;
+    int in, out, err; /* -1: closed. With a TTY `in` and `out` are both its master */
+    int slave;        /* keeps a TTY open while the process lives without using it */
+    struct buffer input;
+    unsigned short rows, columns;
+    pid_t pid;
+    int pidfd;
+    bool ended;
+    int exit_code, signal;
+    int64_t drain_until;
+    uint64_t pid_start;
+    int64_t started, finished;
+    char *command; /* an exec's, as events show it */
+};
+
+struct attachment {
+    uint16_t channel;
+    bool in, out, err;
+    struct session *session;
+};
+
+struct client {
+    struct client *next;
+    int fd;
+    bool dead, failed, greeted, closing;
+    struct buffer in, out;
+    int64_t full_since;  /* NEVER: has room */
+    int64_t progress_at; /* when it last took bytes */
+    bool waits, waits_next, promised, stops, told; /* told: the final EXIT was sent */
+    struct attachment *attachments;
+    size_t attached;
+};
+
+enum phase { PHASE_WAITING, PHASE_RUNNING, PHASE_DRAINING, PHASE_RESTARTING, PHASE_ENDING };
+
+struct shim {
+    struct vmm_plan plan;
+    struct config config;
+    struct vmm_launcher *launcher;
+    struct state state;
+    struct session workload;
+    struct session *execs;
+    struct client *clients;
+    unsigned client_count;
+    struct log log;
+    enum phase phase;
+    int listen_fd, signal_fd, report_fd;
+    pid_t helper;
+    int64_t helper_at, helper_started; /* when to start it again */
+    unsigned helper_failures;
+    bool stopping, promise_kept, answered;
+    int manual_signal;
+    int64_t manual_until, stop_at, restart_at, backoff_ms, abandoned_at, ending_until;
+};
+
+/* loop.c: what to wait for in the next round. */
+typedef void (*watch_handler)(struct shim *s, void *object, short events);
+int watch(int fd, short events, watch_handler handler, void *object);
+void loop_run(struct shim *s);
+
+/* clock */
+int64_t now_ms(void);
+int64_t now_ns(void);
+
+/* workload.c */
+int workload_start(struct shim *s, struct vmm_error *e);
+void workload_start_failed(struct shim *s, const struct vmm_error *e);
+void workload_exited(struct shim *s, int code, int signal);
+void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual);
+int workload_signal(struct shim *s, int signal, bool all, bool manual, struct vmm_error *e);
+void workload_tick(struct shim *s, int64_t now);
+int64_t workload_deadline(const struct shim *s);
+
+/* ending.c: the end for good */
+void ending_begin(struct shim *s);
+bool ending_done(struct shim *s, int64_t now);
+void ending_finish(struct shim *s);
+
+/* children.c: reaping, the helper, the reaper */
+void children_ready(struct shim *s, void *object, short events);
+void helper_start(struct shim *s);
+void helper_stop(struct shim *s);
+int reaper_start(struct shim *s);
+
+/* exec.c */
+int exec_start(struct shim *s, const struct vmm_args *args, struct session **out,
+               struct vmm_error *e);
+struct session *exec_find(struct shim *s, const char *id);
+void exec_exited(struct shim *s, struct session *exec, int code, int signal);
+void exec_tick(struct shim *s, int64_t now);
+
+/* streams.c */
+int streams_open(struct session *session, struct vmm_stdio *io, int child_ends[3], uid_t uid,
+                 bool detached, struct vmm_error *e);
+void streams_adopt(struct session *session, const struct vmm_stdio *io, int child_ends[3]);
+void streams_close(struct session *session);
+void streams_watch(struct shim *s, struct session *session);
+void streams_input(struct session *session, const uint8_t *data, size_t size);
+void streams_input_eof(struct session *session);
+bool streams_input_full(const struct session *session);
+bool streams_drained(const struct session *session, int64_t now);
+void streams_end(struct session *session, int64_t now);
+void streams_resize(struct session *session, unsigned short rows, unsigned short columns);
+
+/* client.c */
+void client_accept(struct shim *s, void *object, short events);
+void clients_watch(struct shim *s);
+void clients_process(struct shim *s);
+void clients_sweep(struct shim *s, int64_t now);
+int64_t clients_deadline(const struct shim *s);
+void client_frame(struct client *c, uint16_t channel, uint8_t type, const void *data, size_t size);
+void client_args(struct client *c, uint16_t channel, uint8_t type, uint32_t count,
+                 const char *const *strings);
+void client_error(struct client *c, uint16_t channel, const struct vmm_error *e);
+void client_refuse(struct client *c, uint16_t channel, const char *message);
+void client_exit(struct client *c, uint16_t channel, const struct state *state);
+void client_flush(struct client *c);
+bool client_full(const struct client *c);
+struct attachment *client_attach(struct client *c, uint16_t channel, struct session *session);
+struct attachment *client_attachment(struct client *c, uint16_t channel);
+void client_detach(struct client *c, uint16_t channel);
+bool session_congested(const struct shim *s, const struct session *session);
+void session_output(struct shim *s, struct session *session, uint8_t type, const uint8_t *data,
+                    size_t size);
+void session_exit(struct shim *s, struct session *session);
+
+/* requests.c */
+void request_handle(struct shim *s, struct client *c, const struct vmm_frame *frame);
+
+/* state.c */
+void state_init(struct shim *s);
+size_t state_text(const struct shim *s, char *out, size_t size);
+void state_write(struct shim *s);
+void exec_state_write(const struct shim *s, const struct session *exec);
+
+/* events.c; `extra` is "key", "value" pairs ending with NULL */
+void event(const struct shim *s, const char *action, const char *const *extra);
+
+/* platform_*.c */
+int platform_signals(void);
+bool platform_signal_next(int fd, int *signal);
+uint64_t platform_process_start(pid_t pid);
+int platform_kill(int pidfd, int signal);
+bool platform_peer_allowed(int fd);
+bool platform_delivered(int fd);
+void platform_close_except(const int *keep, size_t count);
+int platform_tty_slave(int master);
+void platform_harden(void);
+void platform_die_with_parent(void);
+
+#endif

@@ -1,0 +1,276 @@
+/* The life of the workload's process: start, stop, end, restart. */
+#include "shim.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { BACKOFF_FIRST_MS = 100, BACKOFF_MAX_MS = 60000, STEADY_NS_MS = 10000 };
+
+static int launch(struct shim *s, struct vmm_error *e)
+{
+    struct session *w = &s->workload;
+    struct vmm_stdio io;
+    int ends[3];
+    int failed = streams_open(w, &io, ends, s->config.uid, false, e);
+    if (!failed)
+        failed = vmm_launch(s->launcher, &io, &w->pid, &w->pidfd, e);
+    streams_adopt(w, &io, ends);
+    if (failed) {
+        struct buffer queued = w->input; /* a later attempt still gets it */
+        w->input = (struct buffer){0};
+        streams_close(w);
+        w->input = queued;
+        w->pid = 0;
+    }
+    return failed ? -1 : 0;
+}
+
+static void record_start(struct shim *s)
+{
+    struct state *state = &s->state;
+    s->workload.ended = false;
+    state->status = "running";
+    state->pid = s->workload.pid;
+    state->pid_start = platform_process_start(s->workload.pid);
+    state->started = now_ns();
+    state->exit_code = state->signal = 0;
+    state->oom_killed = state->manual_stop = false;
+    state->error[0] = 0;
+    state_write(s);
+}
+
+int workload_start(struct shim *s, struct vmm_error *e)
+{
+    helper_start(s);
+    if (launch(s, e))
+        return -1;
+    s->phase = PHASE_RUNNING;
+    s->restart_at = NEVER;
+    s->stopping = false;
+    record_start(s);
+    event(s, "start", NULL);
+    streams_input(&s->workload, NULL, 0); /* what was sent before the start */
+    return 0;
+}
+
+/* The first start failed: the workload stays as it was, with the error; the shim ends. */
+void workload_start_failed(struct shim *s, const struct vmm_error *e)
+{
+    s->state.exit_code = e->code;
+    snprintf(s->state.error, sizeof s->state.error, "%s", e->message);
+    state_write(s);
+    ending_begin(s);
+}
+
+static bool wants_restart(const struct shim *s)
+{
+    if (s->stopping || s->state.manual_stop)
+        return false;
+    switch (s->config.restart) {
+    case RESTART_ALWAYS:
+    case RESTART_UNLESS_STOPPED: return true;
+    case RESTART_ON_FAILURE:
+        return s->state.exit_code != 0 &&
+               (s->config.restart_max == 0 || s->state.restart_count < s->config.restart_max);
+    default: return false;
+    }
+}
+
+/* Docker's back-off: 100 ms, doubled to a minute, from the beginning after 10 s of running. */
+static void schedule_restart(struct shim *s, int64_t ran_ms)
+{
+    if (s->backoff_ms == 0 || ran_ms >= STEADY_NS_MS)
+        s->backoff_ms = BACKOFF_FIRST_MS;
+    else if ((s->backoff_ms *= 2) > BACKOFF_MAX_MS)
+        s->backoff_ms = BACKOFF_MAX_MS;
+    s->restart_at = now_ms() + s->backoff_ms;
+    s->phase = PHASE_RESTARTING;
+    s->state.status = "restarting";
+    s->state.restart_count++;
+}
+
+static void answer_next(struct shim *s)
+{
+    for (struct client *c = s->clients; c; c = c->next)
+        if (c->waits_next) {
+            c->waits_next = false;
+            client_exit(c, 0, &s->state);
+        }
+}
+
+/* An end was recorded in s->state: restart, or end for good. */
+static void after_end(struct shim *s, int64_t ran_ms)
+{
+    bool again = wants_restart(s);
+    if (again)
+        schedule_restart(s, ran_ms);
+    else
+        s->state.status = "exited";
+    state_write(s);
+    answer_next(s);
+    if (!again)
+        ending_begin(s);
+}
+
+static void restart(struct shim *s)
+{
+    struct vmm_error e = {0};
+    s->restart_at = NEVER;
+    if (workload_start(s, &e) == 0)
+        return;
+    s->state.exit_code = e.code;
+    s->state.finished = now_ns();
+    snprintf(s->state.error, sizeof s->state.error, "%s", e.message);
+    after_end(s, 0);
+}
+
+void workload_exited(struct shim *s, int code, int signal)
+{
+    struct session *w = &s->workload;
+    s->state.exit_code = code;
+    s->state.signal = signal;
+    s->state.finished = now_ns();
+    s->state.oom_killed = vmm_launch_oom(s->launcher);
+    s->state.pid = 0;
+    s->state.pid_start = 0;
+    w->pid = 0;
+    vmm_close(&w->pidfd);
+    vmm_launch_kill_all(s->launcher, SIGKILL);
+    streams_end(w, now_ms());
+    s->phase = PHASE_DRAINING;
+    s->stop_at = NEVER;
+    if (s->manual_signal && (signal == s->manual_signal || now_ms() < s->manual_until))
+        s->state.manual_stop = true;
+    s->manual_signal = 0;
+}
+
+static void emit_end(const struct shim *s)
+{
+    char code[24];
+    if (s->state.oom_killed)
+        event(s, "oom", NULL);
+    snprintf(code, sizeof code, "%lld", (long long)s->state.exit_code);
+    event(s, "die", (const char *[]){"exitCode", code, NULL});
+    if (s->stopping)
+        event(s, "stop", NULL);
+}
+
+static void finish(struct shim *s)
+{
+    struct session *w = &s->workload;
+    streams_close(w);
+    log_end_stream(&s->log, 0);
+    log_end_stream(&s->log, 1);
+    w->input_eof = false;
+    emit_end(s);
+    after_end(s, (s->state.finished - s->state.started) / 1000000);
+}
+
+static void kill_now(struct shim *s)
+{
+    s->stop_at = NEVER;
+    if (s->workload.pidfd < 0)
+        return;
+    platform_kill(s->workload.pidfd, SIGKILL);
+    vmm_launch_kill_all(s->launcher, SIGKILL);
+}
+
+static void emit_kill(const struct shim *s, int signal)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", signal);
+    event(s, "kill", (const char *[]){"signal", text, NULL});
+}
+
+/* A stop before the start, or between two runs, ends the shim at once. */
+static void stop_idle(struct shim *s)
+{
+    if (s->phase == PHASE_RESTARTING)
+        s->state.status = "exited";
+    state_write(s);
+    ending_begin(s);
+}
+
+/* Signal, then KILL after `timeout_ms` (-1: never, 0: at once). That it was asked for by hand is on
+ * disk before the signal is sent. */
+void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
+{
+    if (s->phase == PHASE_ENDING)
+        return;
+    s->stopping = true;
+    s->state.manual_stop |= manual;
+    if (s->phase == PHASE_WAITING || s->phase == PHASE_RESTARTING) {
+        stop_idle(s);
+        return;
+    }
+    if (manual)
+        state_write(s);
+    if (s->phase != PHASE_RUNNING)
+        return;
+    emit_kill(s, timeout_ms == 0 ? SIGKILL : signal);
+    if (timeout_ms == 0) {
+        kill_now(s);
+        return;
+    }
+    platform_kill(s->workload.pidfd, signal);
+    int64_t at = timeout_ms < 0 ? NEVER : now_ms() + timeout_ms;
+    s->stop_at = at < s->stop_at ? at : s->stop_at;
+}
+
+int workload_signal(struct shim *s, int signal, bool all, bool manual, struct vmm_error *e)
+{
+    if (s->phase != PHASE_RUNNING)
+        return vmm_fail(e, 1, 0, "the workload is not running");
+    if (manual && signal == SIGKILL) {
+        s->state.manual_stop = true;
+        state_write(s);
+    } else if (manual) {
+        s->manual_signal = signal;
+        s->manual_until = now_ms() + STEADY_NS_MS;
+    }
+    emit_kill(s, signal);
+    if (platform_kill(s->workload.pidfd, signal))
+        return vmm_fail(e, 1, errno, "signal %d", signal);
+    return all ? vmm_launch_kill_all(s->launcher, signal) : 0;
+}
+
+static void give_up_if_abandoned(struct shim *s, int64_t now)
+{
+    if (s->clients)
+        s->abandoned_at = now + ABANDONED_MS;
+    else if (now >= s->abandoned_at)
+        ending_begin(s);
+}
+
+void workload_tick(struct shim *s, int64_t now)
+{
+    if (s->phase == PHASE_WAITING)
+        give_up_if_abandoned(s, now);
+    if (s->phase == PHASE_DRAINING && !session_congested(s, &s->workload) &&
+        streams_drained(&s->workload, now))
+        finish(s);
+    if (s->phase == PHASE_RUNNING && now >= s->stop_at)
+        kill_now(s);
+    if (s->phase == PHASE_RESTARTING && now >= s->restart_at)
+        restart(s);
+    if (s->phase != PHASE_ENDING && now >= s->helper_at)
+        helper_start(s);
+}
+
+int64_t workload_deadline(const struct shim *s)
+{
+    int64_t at = s->helper_at;
+    if (s->phase == PHASE_WAITING && !s->clients)
+        at = s->abandoned_at < at ? s->abandoned_at : at;
+    if (s->phase == PHASE_DRAINING && s->workload.drain_until < at)
+        at = s->workload.drain_until;
+    if (s->phase == PHASE_RUNNING && s->stop_at < at)
+        at = s->stop_at;
+    if (s->phase == PHASE_RESTARTING && s->restart_at < at)
+        at = s->restart_at;
+    if (s->phase == PHASE_ENDING && s->ending_until < at)
+        at = s->ending_until;
+    return at;
+}

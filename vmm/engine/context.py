@@ -1,0 +1,229 @@
+"""What every use-case needs: the instance's directories, stores, services and locks.
+
+Each part is made when it is first used, so that a command loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.model.backend import WorkloadPaths
+from vmm.model.errors import HostError
+from vmm.model.ids import short
+from vmm.ports.files import locked
+from vmm.settings import Settings
+from vmm.state.events import EventLog
+from vmm.state.index import Index, Row
+from vmm.state.journal import Journal
+from vmm.state.workloads import WorkloadStore
+
+if TYPE_CHECKING:
+    from vmm.image.store import ImageStore
+    from vmm.model.backend import Backend, HostFacts
+    from vmm.model.network import NetworkRecord
+    from vmm.network.names import NameService
+    from vmm.network.service import NetworkService
+    from vmm.storage.overlay import OverlayDriver
+    from vmm.storage.volumes import VolumeStore
+
+#: Below the instance's root; 0710 keeps other users out (and lets a group through later).
+DIRECTORIES = ("workloads", "images", "layers", "volumes", "networks", "journal", "cache", "builds")
+
+
+class Context:
+    """One instance: its settings and, lazily, everything made from them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.root = settings.root_path
+        self.run_dir = settings.run_dir
+        #: What the user should be told beside the result; a face prints and clears it.
+        self.notices: list[str] = []
+        self._prepare_directories()
+
+    def _prepare_directories(self) -> None:
+        if (self.root / "builds").is_dir() and (self.run_dir / "locks").is_dir():
+            return
+        try:
+            self.root.mkdir(mode=0o710, parents=True, exist_ok=True)
+            self.root.chmod(0o710)
+            for name in DIRECTORIES:
+                (self.root / name).mkdir(mode=0o710, exist_ok=True)
+            self.run_dir.parent.mkdir(mode=0o711, exist_ok=True)
+            self.run_dir.mkdir(mode=0o700, exist_ok=True)
+            (self.run_dir / "locks").mkdir(mode=0o700, exist_ok=True)
+        except PermissionError as error:
+            raise HostError(
+                f"no permission for {error.filename}", "run vmm as root: sudo vmm …"
+            ) from None
+
+    @cached_property
+    def store(self) -> WorkloadStore:
+        return WorkloadStore(self.root / "workloads")
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.root / "journal")
+
+    @cached_property
+    def events(self) -> EventLog:
+        return EventLog(self.root / "events.jsonl")
+
+    @cached_property
+    def index(self) -> Index:
+        index = Index(self.root / "index.db")
+        if index.fresh:
+            self.fill(index)
+        return index
+
+    def fill(self, index: Index) -> list[str]:
+        """Fill the index from the workloads on disk; the ids that could not be read."""
+        from vmm.model.errors import CorruptStore
+
+        rows, claims, bad = [], [], []
+        network = self.bridge_id
+        for workload in self.store.ids():
+            if not self.store.registered(workload):
+                continue
+            try:
+                spec = self.store.read(workload)
+            except CorruptStore:
+                bad.append(workload)
+                rows.append(Row(workload, short(workload), 0))
+                continue
+            rows.append(Row(spec.id, spec.name, spec.created))
+            if spec.network.address:
+                claims.append((network, spec.network.address, spec.id))
+        index.replace(rows, claims)
+        return bad
+
+    @cached_property
+    def layers(self) -> OverlayDriver:
+        from vmm.storage.overlay import OverlayDriver
+
+        return OverlayDriver(self.root / "layers")
+
+    @cached_property
+    def images(self) -> ImageStore:
+        from vmm.image.store import ImageStore
+
+        return ImageStore(self.root / "images", self.layers, self.settings.default_domain)
+
+    @cached_property
+    def volumes(self) -> VolumeStore:
+        from vmm.storage.volumes import VolumeStore
+
+        return VolumeStore(self.root / "volumes")
+
+    @cached_property
+    def network(self) -> NetworkService:
+        from vmm.network.service import NetworkService
+        from vmm.ports.runner import HostRunner
+
+        settings = self.settings
+        return NetworkService(
+            mark=settings.mark,
+            bridge=settings.bridge,
+            root=self.root,
+            run_dir=self.run_dir,
+            pools=settings.subnet_pools,
+            prefix=settings.subnet_prefix,
+            mtu=settings.mtu,
+            claims=self.index,
+            runner=HostRunner(),
+        )
+
+    @property
+    def bridge_id(self) -> str:
+        """Id of the default network, "" before it was first looked at."""
+        from vmm.network.records import NetworkRecords
+
+        records = NetworkRecords(self.root / "networks", self.settings.bridge).load()
+        return next((record.id for record in records if record.name == "bridge"), "")
+
+    @cached_property
+    def names(self) -> NameService:
+        from vmm.network.names import HostsFiles
+
+        return HostsFiles(self.network.lock)
+
+    def bridge(self) -> NetworkRecord:
+        """The default bridge, made ready; what was changed on the host becomes a notice."""
+        ensured = self.network.ensure_bridge()
+        self.notices += ensured.notices
+        return ensured.record
+
+    @cached_property
+    def _backends(self) -> dict[str, Backend]:
+        return {}
+
+    def backend(self, name: str) -> Backend:
+        from vmm.engine.backends import load
+
+        if name not in self._backends:
+            self._backends[name] = load(name)
+        return self._backends[name]
+
+    def facts(self, name: str) -> HostFacts:
+        cache: dict[str, HostFacts] = self.__dict__.setdefault("_facts", {})
+        if name not in cache:
+            cache[name] = self.backend(name).facts()
+        return cache[name]
+
+    def paths(self, workload: str) -> WorkloadPaths:
+        """Where the files of a workload are."""
+        directory = self.store.path(workload)
+        return WorkloadPaths(
+            directory=str(directory),
+            run=str(self.run_dir / short(workload)),
+            state=str(directory / "state.json"),
+            log=str(directory / f"{workload}-json.log"),
+            events=str(self.events.path),
+            hosts=str(directory / "hosts"),
+            hostname=str(directory / "hostname"),
+            resolv_conf=str(directory / "resolv.conf"),
+            libexec=str(self.settings.libexec_dir),
+        )
+
+    def lock(self, name: str, *, shared: bool = False) -> contextlib.AbstractContextManager[int]:
+        """A lock of this instance: ``instance``, ``images``, ``network`` or a workload's id."""
+        return locked(self.run_dir / "locks" / name, shared=shared, timeout=60)
+
+    @contextlib.contextmanager
+    def workload(self, reference: str) -> Iterator[str]:
+        """Look a workload up and hold its lock; yields the id."""
+        row = self.index.lookup(reference)
+        with self.lock(row.id):
+            yield self.index.lookup(row.id).id
+
+    def reaper(self, workload: str) -> tuple[str, ...]:
+        """The command that tidies up after a workload; run by its shim."""
+        import sys
+
+        return (
+            sys.executable, "-P", "-m", "vmm", "--root", str(self.root), "system", "reap", workload,
+        )  # fmt: skip
+
+
+def boot_id() -> str:
+    """Changes with every boot of the host (proc(5), /proc/sys/kernel/random/boot_id)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int:
+    """Start time of a process in clock ticks since boot, 0 if there is none (proc_pid_stat(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def alive(pid: int, ticks: int) -> bool:
+    """Whether the process recorded as ``pid`` and start time still runs."""
+    return pid > 0 and ticks > 0 and start_ticks(pid) == ticks

@@ -1,0 +1,302 @@
+"""From a stored spec to a running shim: network, files, user, plan, spawn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vmm.engine.context import Context, boot_id
+from vmm.engine.recovery import recover
+from vmm.engine.status import LIVE, settle, shim_alive
+from vmm.engine.users import resolve_user
+from vmm.model.backend import (
+    CompileInput,
+    Endpoint,
+    ResolvedDevice,
+    ResolvedMount,
+    RootLayout,
+    User,
+)
+from vmm.model.errors import Conflict, UsageError
+from vmm.model.ids import link_name, short
+from vmm.model.spec import Device, Mount, Port, WorkloadSpec
+from vmm.model.state import Attachment
+from vmm.ports.files import atomic_write
+from vmm.state.journal import Undo
+
+if TYPE_CHECKING:
+    from vmm.control.client import Control
+    from vmm.network.ports import PublishedPort
+
+ATTACHMENT = "network.json"
+
+
+def connect(ctx: Context, workload: str) -> Control:
+    """A connection to the workload's shim; ShimLost when there is none."""
+    from vmm.control.client import Control
+
+    return Control.connect(str(ctx.run_dir / short(workload) / "ctl.sock"))
+
+
+@contextlib.contextmanager
+def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Control | None]]:
+    """Spawn the shim of a stopped workload; the caller attaches to ``control`` and starts it.
+
+    Yields None for the control connection when the workload runs already.  When the block fails,
+    everything the start took is given back.
+    """
+    recover(ctx)
+    with ctx.workload(reference) as workload:
+        state = settle(ctx, workload)
+        spec = ctx.store.read(workload)
+        if state.status in LIVE or shim_alive(state):
+            yield spec, None
+            return
+        with ctx.journal.begin("start", workload), Undo() as undo:
+            undo.push(lambda: _give_back(ctx, spec))
+            spawn(ctx, spec)
+            with connect(ctx, workload) as control:
+                yield spec, control
+
+
+def _give_back(ctx: Context, spec: WorkloadSpec) -> None:
+    from vmm.engine import lifecycle
+
+    with contextlib.suppress(Exception), connect(ctx, spec.id) as control:
+        control.stop(9, 0)
+    lifecycle.release(ctx, spec)
+
+
+def spawn(ctx: Context, spec: WorkloadSpec) -> None:
+    """Compile the spec and start its shim, which waits for the start request."""
+    from vmm.control.spawn import spawn_shim
+
+    backend = ctx.backend(spec.backend)
+    backend.check(spec, ctx.facts(spec.backend))
+    backend.cleanup(bare_input(ctx, spec))
+    with contextlib.ExitStack() as sockets:
+        given, fds = prepare(ctx, spec, sockets)
+        plan = Path(given.paths.directory) / "launch.plan"
+        atomic_write(plan, backend.compile(given).encode())
+        _run_directory(given.paths.run)
+        spawn_shim(given.paths.libexec, str(plan), fds)
+
+
+def _run_directory(path: str) -> None:
+    Path(path).mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        Path(path, "ctl.sock").unlink()
+
+
+def prepare(
+    ctx: Context, spec: WorkloadSpec, sockets: contextlib.ExitStack
+) -> tuple[CompileInput, list[int]]:
+    """Bind the ports first, then write the workload's own files and settle the rest."""
+    published = _bind(ctx, spec)
+    for port in published:
+        sockets.callback(os.close, port.fd)
+    relay = _attach(ctx, spec, published)
+    _write_files(ctx, spec)
+    given = msgspec.structs.replace(compile_input(ctx, spec), relay=relay)
+    return given, [port.fd for port in published]
+
+
+def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
+    """All that compile() looks at, as the host and the image are now."""
+    image = ctx.images.resolve(spec.image_id)
+    layout = ctx.layers.prepare(image.chain_ids, ctx.store.path(spec.id))
+    user = _user(ctx, spec, layout)
+    return msgspec.structs.replace(
+        bare_input(ctx, spec),
+        spec=with_runtime_env(spec, user),
+        root=msgspec.structs.replace(layout, volatile=spec.auto_remove),
+        user=user,
+        mounts=tuple(resolve_mount(ctx, mount) for mount in spec.mounts),
+        devices=tuple(d for device in spec.resources.devices for d in resolve_device(device)),
+        endpoint=_endpoint(ctx, spec),
+        seccomp=ctx.backend(spec.backend).filter(
+            spec, ctx.facts(spec.backend), str(ctx.root / "cache")
+        ),
+        reaper=ctx.reaper(spec.id),
+    )
+
+
+def _bind(ctx: Context, spec: WorkloadSpec) -> list[PublishedPort]:
+    if not spec.network.ports:
+        return []
+    from vmm.network.ports import bind_ports
+
+    return bind_ports(spec.network.ports, ctx.settings.publish_addresses)
+
+
+def bare_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
+    """What compile() needs at the least: enough for clean-up and exec."""
+    return CompileInput(
+        spec=spec,
+        root=RootLayout(driver="overlay"),
+        host=ctx.facts(spec.backend),
+        paths=ctx.paths(spec.id),
+        cgroup_parent=ctx.settings.mark,
+        boot_id=boot_id(),
+    )
+
+
+def _endpoint(ctx: Context, spec: WorkloadSpec) -> Endpoint | None:
+    network = spec.network
+    if network.mode != "bridge":
+        return None
+    return Endpoint(
+        bridge=ctx.settings.bridge,
+        link=link_name(spec.id),
+        address=network.address,
+        prefix=network.prefix,
+        gateway=network.gateway,
+        mac=network.mac,
+        mtu=ctx.settings.mtu,
+    )
+
+
+def _attach(ctx: Context, spec: WorkloadSpec, published: list[PublishedPort]) -> tuple[str, ...]:
+    """Put the workload on its network (record, rules); the argv of its port relay."""
+    if spec.network.mode != "bridge":
+        return ()
+    ctx.bridge()
+    ports: tuple[Port, ...] = tuple(p.port for p in published)
+    attachment = Attachment(endpoint=_endpoint(ctx, spec), ports=ports)
+    atomic_write(ctx.store.path(spec.id) / ATTACHMENT, msgspec.json.encode(attachment))
+    if not published:
+        return ()
+    from vmm.network.ports import relay_argv
+
+    ctx.network.publish(spec.id, spec.network.address, ports)
+    return tuple(relay_argv(str(ctx.settings.libexec_dir), published, spec.network.address))
+
+
+def attachment(ctx: Context, workload: str) -> Attachment:
+    """The workload's place on its network as of its last start."""
+    try:
+        data = (ctx.store.path(workload) / ATTACHMENT).read_bytes()
+        return msgspec.json.decode(data, type=Attachment)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return Attachment()
+
+
+def detach_network(ctx: Context, spec: WorkloadSpec) -> None:
+    """Take the workload's published ports and names back; its address stays claimed."""
+    if spec.network.mode != "bridge":
+        return
+    if attachment(ctx, spec.id).ports:
+        ctx.network.unpublish(spec.id)
+    from vmm.engine.members import rewrite_hosts
+
+    rewrite_hosts(ctx, leaving=spec.id)
+
+
+def _write_files(ctx: Context, spec: WorkloadSpec) -> None:
+    from vmm.engine.members import write_own_files
+
+    write_own_files(ctx, spec)
+
+
+def _user(ctx: Context, spec: WorkloadSpec, layout: RootLayout) -> User:
+    view = ctx.layers.view(layout)
+    try:
+        return resolve_user(view, spec.process.user)
+    finally:
+        os.close(view)
+
+
+def with_runtime_env(spec: WorkloadSpec, user: User) -> WorkloadSpec:
+    """PATH, HOSTNAME, TERM and HOME as Docker sets them, under what the image and caller say."""
+    from vmm.engine.resolve import PATH, merge_env
+
+    own = [PATH, f"HOSTNAME={spec.network.hostname}"]
+    if spec.process.tty:
+        own.append("TERM=xterm")
+    own.append(f"HOME={user.home}")
+    process = msgspec.structs.replace(spec.process, env=merge_env(own, spec.process.env))
+    return msgspec.structs.replace(spec, process=process)
+
+
+def resolve_mount(ctx: Context, mount: Mount) -> ResolvedMount:
+    """Settle a mount's source; UsageError when it is not there."""
+    source, directory, options = mount.source, True, list(mount.options)
+    if mount.kind == "volume":
+        source = str(ctx.volumes.data(mount.source))
+    if mount.kind != "tmpfs":
+        if not os.path.exists(source):
+            raise UsageError(
+                f"{mount.kind} source path does not exist: {source}", "create it, then start again"
+            )
+        directory = os.path.isdir(source)
+    if mount.size is not None:
+        options.append(f"size={mount.size}")
+    if mount.mode is not None:
+        options.append(f"mode={mount.mode:o}")
+    return ResolvedMount(
+        kind=mount.kind,
+        target=mount.target,
+        source=source,
+        directory=directory,
+        read_only=mount.read_only,
+        propagation=mount.propagation,
+        options=tuple(options),
+    )
+
+
+def resolve_device(device: Device) -> list[ResolvedDevice]:
+    """The device node at a host path, or all nodes of a directory."""
+    import stat
+
+    if os.path.isdir(device.host_path):
+        found: list[ResolvedDevice] = []
+        for name in sorted(os.listdir(device.host_path)):
+            inner = Device(
+                host_path=f"{device.host_path}/{name}",
+                path=f"{device.path}/{name}",
+                permissions=device.permissions,
+            )
+            with contextlib.suppress(UsageError):
+                found += resolve_device(inner)
+        return found
+    try:
+        status = os.stat(device.host_path)
+    except OSError as error:
+        raise UsageError(
+            f"error gathering device information while adding custom device "
+            f'"{device.host_path}": {error.strerror}'
+        ) from None
+    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        raise UsageError(f"{device.host_path} is not a device node", "--device takes device nodes")
+    return [
+        ResolvedDevice(
+            path=device.path,
+            type="c" if stat.S_ISCHR(status.st_mode) else "b",
+            major=os.major(status.st_rdev),
+            minor=os.minor(status.st_rdev),
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            permissions=device.permissions,
+        )
+    ]
+
+
+def running(ctx: Context, reference: str) -> WorkloadSpec:
+    """The spec of a workload that runs; Conflict in Docker's words when it does not."""
+    from vmm.engine.status import observe
+
+    row = ctx.index.lookup(reference)
+    state = observe(ctx, row.id)
+    if state.status != "running":
+        raise Conflict(
+            f"Container {row.id} is not running" if state.status != "paused" else
+            f"Container {reference} is paused, unpause the container first",
+            f"start it: vmm start {row.name}",
+        )  # fmt: skip
+    return ctx.store.read(row.id)

@@ -1,0 +1,76 @@
+"""The names that workloads of a network know each other by (their ``/etc/hosts``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmm.engine.context import Context
+from vmm.engine.status import LIVE, observe
+from vmm.model.ids import short
+from vmm.model.network import Member
+from vmm.model.spec import WorkloadSpec
+
+
+def member(ctx: Context, spec: WorkloadSpec) -> Member:
+    """How ``spec`` appears to its neighbours."""
+    network = spec.network
+    fqdn = f"{network.hostname}.{network.domainname}" if network.domainname else ""
+    names = (fqdn, network.hostname, spec.name, short(spec.id), *network.aliases)
+    return Member(
+        workload=spec.id,
+        address=network.address,
+        names=tuple(dict.fromkeys(name for name in names if name)),
+        hosts_path=ctx.paths(spec.id).hosts,
+        extra_hosts=network.extra_hosts,
+    )
+
+
+def members(
+    ctx: Context, *, leaving: str = "", joining: WorkloadSpec | None = None
+) -> list[Member]:
+    """Running workloads on the bridge network."""
+    found = [member(ctx, joining)] if joining else []
+    for workload in sorted(set(ctx.index.addresses(ctx.bridge_id).values())):
+        if workload == leaving or (joining and workload == joining.id):
+            continue
+        if not ctx.store.registered(workload) or observe(ctx, workload).status not in LIVE:
+            continue
+        found.append(member(ctx, ctx.store.read(workload)))
+    return found
+
+
+def rewrite_hosts(ctx: Context, *, leaving: str = "", joining: WorkloadSpec | None = None) -> None:
+    """Let every running member know every other, under the network's lock."""
+    gateway = ctx.network.inspect("bridge").gateway
+    ctx.names.update(gateway, lambda: members(ctx, leaving=leaving, joining=joining))
+
+
+def write_own_files(ctx: Context, spec: WorkloadSpec) -> None:
+    """``/etc/hosts``, ``/etc/hostname`` and ``/etc/resolv.conf`` of a workload about to start."""
+    from vmm.network import names
+
+    paths = ctx.paths(spec.id)
+    network = spec.network
+    hostname = network.hostname + (f".{network.domainname}" if network.domainname else "")
+    names.rewrite(paths.hostname, hostname + "\n")
+    text = names.resolv_conf(
+        names.host_resolv(),
+        dns=network.dns,
+        search=network.dns_search,
+        options=network.dns_options,
+        loopback_ok=network.mode != "bridge",
+    )
+    names.rewrite(paths.resolv_conf, text)
+    if network.mode == "bridge":
+        rewrite_hosts(ctx, joining=spec)
+    elif network.mode == "host":
+        names.rewrite(paths.hosts, _read("/etc/hosts"))
+    else:
+        names.rewrite(paths.hosts, names.render_hosts(member(ctx, spec)))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

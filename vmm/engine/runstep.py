@@ -1,0 +1,129 @@
+"""RUN of a build: a real container over the build's own root, without name, index or log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from vmm.control.client import Control
+from vmm.control.spawn import spawn_shim
+from vmm.engine import launching
+from vmm.engine.context import Context
+from vmm.engine.resolve import merge_env
+from vmm.engine.users import resolve_user
+from vmm.model.backend import CompileInput, Endpoint, RootLayout, WorkloadPaths
+from vmm.model.ids import new_id, short
+from vmm.model.image import ContainerConfig
+from vmm.model.spec import Log, Network, Process, WorkloadSpec
+from vmm.ports.files import atomic_write
+
+
+def run_step(
+    ctx: Context,
+    layout: RootLayout,
+    config: ContainerConfig,
+    argv: tuple[str, ...],
+    env: tuple[str, ...],
+    *,
+    network: str,
+    output: Callable[[bytes], None],
+) -> int:
+    """Run one command in the layout's root; its output goes to ``output``, its code is returned."""
+    workload = new_id()
+    directory = Path(layout.upper).parent
+    spec = WorkloadSpec(
+        id=workload,
+        name=f"build-{short(workload)}",
+        backend="container",
+        image="",
+        image_id="",
+        created=0,
+        process=Process(
+            cmd=argv, env=merge_env(env), cwd=config.working_dir or "/", user=config.user
+        ),
+        network=Network(mode=network, hostname=short(workload)),
+        log=Log(driver="none"),
+    )
+    backend = ctx.backend("container")
+    try:
+        given = _input(ctx, spec, layout, directory)
+        plan = directory / "launch.plan"
+        atomic_write(plan, backend.compile(given).encode())
+        Path(given.paths.run).mkdir(mode=0o700)
+        spawn_shim(given.paths.libexec, str(plan), [])
+        return _follow(given.paths.run, output)
+    finally:
+        _clean(ctx, spec, directory)
+
+
+def _clean(ctx: Context, spec: WorkloadSpec, directory: Path) -> None:
+    import shutil
+
+    ctx.backend("container").cleanup(launching.bare_input(ctx, spec))
+    if spec.network.mode == "bridge":
+        ctx.network.release(spec.id)
+    shutil.rmtree(ctx.run_dir / short(spec.id), ignore_errors=True)
+    for name in ("launch.plan", "state.json", "hosts", "hostname", "resolv.conf"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _paths(ctx: Context, spec: WorkloadSpec, directory: Path) -> WorkloadPaths:
+    return msgspec.structs.replace(
+        ctx.paths(spec.id),
+        directory=str(directory),
+        state=str(directory / "state.json"),
+        hosts=str(directory / "hosts"),
+        hostname=str(directory / "hostname"),
+        resolv_conf=str(directory / "resolv.conf"),
+    )
+
+
+def _input(ctx: Context, spec: WorkloadSpec, layout: RootLayout, directory: Path) -> CompileInput:
+    endpoint: Endpoint | None = None
+    if spec.network.mode == "bridge":
+        endpoint = ctx.network.endpoint(ctx.bridge(), spec.id)
+        own = msgspec.structs.replace(spec.network, address=endpoint.address)
+        spec = msgspec.structs.replace(spec, network=own)
+    paths = _paths(ctx, spec, directory)
+    _write_files(spec, paths)
+    view = ctx.layers.view(layout)
+    try:
+        user = resolve_user(view, spec.process.user)
+    finally:
+        os.close(view)
+    facts = ctx.facts("container")
+    return msgspec.structs.replace(
+        launching.bare_input(ctx, spec),
+        spec=launching.with_runtime_env(spec, user),
+        root=layout,
+        paths=paths,
+        user=user,
+        endpoint=endpoint,
+        seccomp=ctx.backend("container").filter(spec, facts, str(ctx.root / "cache")),
+    )
+
+
+def _write_files(spec: WorkloadSpec, paths: WorkloadPaths) -> None:
+    from vmm.model.network import Member
+    from vmm.network import names
+
+    own = Member(
+        workload=spec.id,
+        address=spec.network.address,
+        names=(spec.network.hostname,),
+        hosts_path=paths.hosts,
+    )
+    names.rewrite(paths.hosts, names.render_hosts(own))
+    names.rewrite(paths.hostname, spec.network.hostname + "\n")
+    text = names.resolv_conf(names.host_resolv(), loopback_ok=spec.network.mode != "bridge")
+    names.rewrite(paths.resolv_conf, text)
+
+
+def _follow(run: str, output: Callable[[bytes], None]) -> int:
+    with Control.connect(f"{run}/ctl.sock") as control:
+        control.attach(stdin=False)
+        control.start()
+        return control.drain(output)

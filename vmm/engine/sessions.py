@@ -1,0 +1,139 @@
+"""Attached streams: run, start -a, attach, exec."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from vmm.engine import launching
+from vmm.engine.context import Context
+from vmm.engine.resolve import merge_env
+from vmm.engine.status import observe
+from vmm.engine.users import resolve_user
+from vmm.model.backend import ExecInput, User
+from vmm.model.errors import Conflict, ShimLost
+from vmm.model.ids import new_id
+from vmm.model.request import ExecRequest
+from vmm.model.spec import WorkloadSpec
+from vmm.ports.files import atomic_write
+
+if TYPE_CHECKING:
+    from vmm.control.client import Control
+
+#: Exec instances kept for inspection, newest last.
+KEPT_EXECS = 1000
+
+
+class Session(NamedTuple):
+    """Open streams of a workload or of one exec; pump them with vmm.control.terminal."""
+
+    control: Control
+    spec: WorkloadSpec
+    channel: int = 0
+    exec_id: str = ""
+
+
+def attach(ctx: Context, reference: str, *, start: bool, stdin: bool) -> Session:
+    """Attach to a running workload; with ``start``, start it once attached so nothing is lost."""
+    if not start:
+        spec = launching.running(ctx, reference)
+        control = launching.connect(ctx, spec.id)
+        control.attach(stdin=stdin)
+        return Session(control, spec)
+    with launching.started(ctx, reference) as (spec, waiting):
+        control = launching.connect(ctx, spec.id)
+        control.attach(stdin=stdin)
+        if waiting is not None:
+            waiting.start()
+    return Session(control, spec)
+
+
+def exec_(ctx: Context, reference: str, request: ExecRequest) -> Session | None:
+    """A further process in a running workload; None when detached."""
+    spec = launching.running(ctx, reference)
+    given = msgspec.structs.replace(
+        launching.bare_input(ctx, spec),
+        seccomp=ctx.backend(spec.backend).filter(
+            spec, ctx.facts(spec.backend), str(ctx.root / "cache")
+        ),
+    )
+    user = _user(ctx, spec, request)
+    asked = ExecInput(
+        argv=request.argv,
+        env=_environment(spec, request, user),
+        cwd=request.workdir or spec.process.cwd,
+        user=user,
+        tty=request.tty,
+        privileged=request.privileged,
+    )
+    operations = ctx.backend(spec.backend).compile_exec(given, asked)
+    exec_id = new_id()
+    _record(ctx, spec.id, exec_id, request)
+    control = launching.connect(ctx, spec.id)
+    control.exec(
+        exec_id,
+        operations,
+        channel=1,
+        tty=request.tty,
+        stdin=request.stdin,
+        detach=request.detach,
+    )
+    if request.detach:
+        control.close()
+        return None
+    return Session(control, spec, 1, exec_id)
+
+
+def _user(ctx: Context, spec: WorkloadSpec, request: ExecRequest) -> User:
+    """Resolved in the running root, reached through the process and opened as a root of its own."""
+    pid = observe(ctx, spec.id).pid
+    try:
+        root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        raise Conflict(f"Container {spec.id} is not running") from None
+    try:
+        return resolve_user(root, spec.process.user if request.user is None else request.user)
+    finally:
+        os.close(root)
+
+
+def _environment(spec: WorkloadSpec, request: ExecRequest, user: User) -> tuple[str, ...]:
+    from vmm.engine.resolve import PATH
+
+    own = [PATH, f"HOSTNAME={spec.network.hostname}"]
+    if request.tty:
+        own.append("TERM=xterm")
+    own.append(f"HOME={user.home}")
+    return merge_env(own, spec.process.env, request.env)
+
+
+def _record(ctx: Context, workload: str, exec_id: str, request: ExecRequest) -> None:
+    """Keep what was asked beside the state the shim writes; the oldest make room."""
+    directory = ctx.store.path(workload) / "exec"
+    document = {"id": exec_id, "created": time.time_ns(), "request": msgspec.to_builtins(request)}
+    atomic_write(directory / f"{exec_id}.config", msgspec.json.encode(document))
+    with os.scandir(directory) as entries:
+        configs = [e for e in entries if e.name.endswith(".config")]
+    if len(configs) > KEPT_EXECS:
+        configs.sort(key=lambda entry: entry.stat().st_mtime_ns)
+        for entry in configs[: len(configs) - KEPT_EXECS]:
+            for suffix in (".config", ".json"):
+                (directory / entry.name).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def wait(ctx: Context, reference: str) -> int:
+    """Block until the workload ends for good; its exit code."""
+    row = ctx.index.lookup(reference)
+    with contextlib.suppress(ShimLost), launching.connect(ctx, row.id) as control:
+        return control.wait().code
+    return observe(ctx, row.id).exit_code
+
+
+def resize(ctx: Context, reference: str, rows: int, columns: int) -> None:
+    spec = launching.running(ctx, reference)
+    with launching.connect(ctx, spec.id) as control:
+        control.resize(rows, columns)

@@ -1,0 +1,50 @@
+"""What a workload's state is now: the shim's record, corrected by what the kernel says."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from vmm.engine.context import Context, alive, boot_id
+from vmm.model.state import State
+
+#: Exit code recorded for a workload that a reboot of the host ended (Docker's).
+REBOOTED = 255
+LIVE = ("running", "paused", "restarting")
+
+
+def observe(ctx: Context, workload: str) -> State:
+    """The state as it is; a record that outlived its shim is reported as what it must be now."""
+    state = ctx.store.state(workload)
+    if state.status not in LIVE or alive(state.shim_pid, state.shim_start):
+        return state
+    # The shim may have ended in order between the two reads: its last record decides.
+    state = ctx.store.state(workload)
+    if state.status not in LIVE:
+        return state
+    if state.boot_id != boot_id():
+        return _ended(state, REBOOTED, 0, "host rebooted")
+    return _ended(state, 137, 9, "shim lost")
+
+
+def _ended(state: State, code: int, signal: int, why: str) -> State:
+    return msgspec.structs.replace(
+        state, status="exited", exit_code=code, signal=signal, error=why, pid=0, pid_start=0,
+        finished=state.finished if state.finished > state.started else time.time_ns(),
+    )  # fmt: skip
+
+
+def shim_alive(state: State) -> bool:
+    """Whether the workload's shim runs, in this boot."""
+    return alive(state.shim_pid, state.shim_start) and state.boot_id == boot_id()
+
+
+def settle(ctx: Context, workload: str) -> State:
+    """Write the corrected state down (the caller holds the workload's lock)."""
+    recorded = ctx.store.state(workload)
+    state = observe(ctx, workload)
+    if state != recorded:
+        ctx.store.write_state(workload, state)
+        ctx.events.append("container", "die", workload, exitCode=str(state.exit_code))
+    return state

@@ -1,0 +1,1 @@
+"""Networks of workloads: bridge, addresses, packet filter, published ports and names."""

@@ -1,0 +1,1 @@
+"""What vmm remembers: specs beside their storage, an index as cache, journals and events."""

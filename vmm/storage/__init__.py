@@ -1,0 +1,1 @@
+"""Storage: layers and copy-on-write roots, volumes, and archives that cannot escape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vmm.model.backend import HostFacts
 from vmm.model.errors import Unsupported
 from vmm.model.spec import Security
 
@@ -129,9 +130,22 @@ def wanted(security: Security) -> int:
     return mask_of(DEFAULT) & ~drop | add
 
 
-def sets_for(security: Security, host_bounding: int, uid: int) -> CapabilitySets:
+def limits_devices(facts: HostFacts) -> bool:
+    """Whether the host can enforce a device list (which MKNOD needs to be harmless)."""
+    return any("devices" in group.controllers for group in facts.cgroups)
+
+
+def bounding(security: Security, facts: HostFacts) -> int:
+    """The most that any process of the workload can have."""
+    mask = wanted(security) & facts.cap_bounding
+    if security.privileged or limits_devices(facts):
+        return mask
+    return mask & ~BIT["MKNOD"]
+
+
+def sets_for(security: Security, facts: HostFacts, uid: int) -> CapabilitySets:
     """What the process gets. Nothing is inheritable, and only root has any in effect: another
     user's programs may gain from the bounding set by file capabilities alone."""
-    bounding = wanted(security) & host_bounding
-    held = bounding if uid == 0 else 0
-    return CapabilitySets(bounding, held, held)
+    most = bounding(security, facts)
+    held = most if uid == 0 else 0
+    return CapabilitySets(most, held, held)

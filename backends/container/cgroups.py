@@ -65,11 +65,6 @@ def _group(hierarchy: CgroupHierarchy, used: set[str], parent: str, workload: st
     return Group(hierarchy, base, f"{base}/{workload}", controllers)
 
 
-def limits_devices(facts: HostFacts) -> bool:
-    """Whether a device list can be enforced on this host."""
-    return any("devices" in group.controllers for group in facts.cgroups)
-
-
 def operations(given: CompileInput) -> list[Op]:
     """Make, limit and join the groups."""
     spec = given.spec

@@ -17,7 +17,16 @@ PROPAGATIONS = frozenset(("private", "rprivate", "shared", "rshared", "slave", "
 #: Sysctls of the IPC namespace (ipc_namespaces(7), mq_overview(7)).
 _IPC_SYSCTLS = frozenset(
     f"kernel.{name}"
-    for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
+    for name in [
+        "msgmax",
+        "msgmnb",
+        "msgmni",
+        "sem",
+        "shmall",
+        "shmmax",
+        "shmmni",
+        "shm_rmid_forced",
+    ]
 )
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+\Z")
 
@@ -109,14 +118,16 @@ def _cpuset(asked: str, available: str) -> None:
 
 def _devices(spec: WorkloadSpec, facts: HostFacts) -> None:
     """Without a device list nothing but the absence of nodes keeps devices away."""
-    if spec.security.privileged or cgroups.limits_devices(facts):
+    if spec.security.privileged or capabilities.limits_devices(facts):
         return
-    hint = "use a host with the devices controller, or --privileged"
-    if spec.resources.devices:
+    asked = [f"--device {device.host_path}" for device in spec.resources.devices]
+    if capabilities.parse(spec.security.cap_add, "--cap-add")[1] & capabilities.BIT["MKNOD"]:
+        asked.append("--cap-add MKNOD")
+    if asked:
         raise Unsupported(
-            f"--device {spec.resources.devices[0].host_path}: backend container: this host has "
-            "no device control (cgroup v1 devices controller, or cgroup v2 with BPF)",
-            hint,
+            f"{asked[0]}: backend container: this host has no control over devices "
+            "(devices controller of cgroup v1)",
+            "use a host that has, or --privileged, which gives all devices",
         )
 
 

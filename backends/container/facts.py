@@ -50,7 +50,6 @@ def gather() -> HostFacts:
         cpuset_cpus=cpus,
         cpuset_mems=mems,
         swap_limit=_limits_swap(cgroups),
-        boot_id=read("/proc/sys/kernel/random/boot_id").strip(),
     )
 
 

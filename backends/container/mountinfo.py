@@ -9,8 +9,22 @@ from typing import NamedTuple
 from vmm.model.backend import CgroupHierarchy
 
 CONTROLLERS = frozenset(
-    "blkio cpu cpuacct cpuset devices freezer hugetlb memory misc net_cls net_prio perf_event "
-    "pids rdma".split()
+    [
+        "blkio",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "devices",
+        "freezer",
+        "hugetlb",
+        "memory",
+        "misc",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "pids",
+        "rdma",
+    ]
 )
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

@@ -61,8 +61,8 @@ def _shim(given: CompileInput) -> list[Op]:
         ops.append(op("reaper", *given.reaper))
     ops += _relay(given.relay)
     ops.append(op("wait-start", 1))
-    if given.host.boot_id:
-        ops.append(op("boot-id", given.host.boot_id))
+    if given.boot_id:
+        ops.append(op("boot-id", given.boot_id))
     return ops
 
 

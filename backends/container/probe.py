@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmm.backends.container import capabilities, cgroups
+from vmm.backends.container import capabilities
 from vmm.backends.container.facts import read
 from vmm.model.backend import Capability, HostFacts
 
@@ -85,7 +85,7 @@ def _swap(facts: HostFacts) -> Capability:
 
 
 def _devices(facts: HostFacts) -> Capability:
-    there = cgroups.limits_devices(facts)
+    there = capabilities.limits_devices(facts)
     reason = "" if there else "no --device and no CAP_MKNOD without --privileged"
     return Capability(name="device list", available=there, reason=reason)
 

@@ -49,7 +49,7 @@ def prepare(given: CompileInput, env: tuple[str, ...], cwd: Op) -> list[Op]:
 def confine(given: CompileInput, user: User, security: Security) -> list[Op]:
     """User, filter and capabilities. Without no_new_privs loading a filter takes CAP_SYS_ADMIN
     (seccomp(2)), so it comes before the capabilities go; with it, as late as possible."""
-    sets = capabilities.sets_for(security, given.host.cap_bounding, user.uid)
+    sets = capabilities.sets_for(security, given.host, user.uid)
     filters = [op("seccomp", given.seccomp)] if given.seccomp else []
     ops = [op("groups", *user.groups)]
     identity = [op("user", user.uid, user.gid), op("caps", *sets.hexadecimal())]

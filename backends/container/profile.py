@@ -216,7 +216,7 @@ def _alternatives(args: list[Argument]) -> list[tuple[Argument, ...]]:
 def _applies(entry: Entry, capabilities: int, facts: HostFacts) -> bool:
     architecture = _ARCHITECTURES.get(facts.architecture, facts.architecture)
     inc, exc = entry.includes, entry.excludes
-    if inc.arches and architecture not in inc.arches or architecture in exc.arches:
+    if (inc.arches and architecture not in inc.arches) or architecture in exc.arches:
         return False
     if inc.min_kernel and facts.kernel < _version(inc.min_kernel):
         return False

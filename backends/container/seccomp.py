@@ -37,16 +37,42 @@ _X32_BIT = 0x40000000
 
 #: Architectures whose numbers are one sequence up to the newest; others have private ranges.
 _SEQUENTIAL = frozenset(
-    f"SCMP_ARCH_{name}" for name in "X86_64 X86 AARCH64 RISCV64 PPC64LE S390X S390".split()
+    f"SCMP_ARCH_{name}"
+    for name in ["X86_64", "X86", "AARCH64", "RISCV64", "PPC64LE", "S390X", "S390"]
 )
 #: The newest calls by release; since Linux 5.1 they have the same number everywhere.
-_NEWEST = (
-    "faccessat2 process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_restrict_self "
-    "memfd_secret process_mrelease futex_waitv set_mempolicy_home_node cachestat fchmodat2 "
-    "map_shadow_stack futex_wake futex_wait futex_requeue statmount listmount lsm_get_self_attr "
-    "lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat listxattrat removexattrat "
-    "open_tree_attr file_getattr file_setattr listns"
-).split()
+_NEWEST = [
+    "faccessat2",
+    "process_madvise",
+    "epoll_pwait2",
+    "mount_setattr",
+    "quotactl_fd",
+    "landlock_restrict_self",
+    "memfd_secret",
+    "process_mrelease",
+    "futex_waitv",
+    "set_mempolicy_home_node",
+    "cachestat",
+    "fchmodat2",
+    "map_shadow_stack",
+    "futex_wake",
+    "futex_wait",
+    "futex_requeue",
+    "statmount",
+    "listmount",
+    "lsm_get_self_attr",
+    "lsm_set_self_attr",
+    "lsm_list_modules",
+    "mseal",
+    "setxattrat",
+    "getxattrat",
+    "listxattrat",
+    "removexattrat",
+    "open_tree_attr",
+    "file_getattr",
+    "file_setattr",
+    "listns",
+]
 
 
 def default_profile() -> str:
@@ -73,7 +99,7 @@ def compiled(spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
     if given == "unconfined" or (spec.security.privileged and not given):
         return b""
     text = given or default_profile()
-    held = capabilities.wanted(spec.security) & facts.cap_bounding
+    held = capabilities.bounding(spec.security, facts)
     path = f"{cache}/{_key(text, held, facts)}.bpf" if cache else ""
     found = _read(path) if path else b""
     if found:

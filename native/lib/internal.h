@@ -116,6 +116,7 @@ struct vmm_child {
     int net;         /* kept network namespace, -1 */
     int target;      /* pidfd of the running workload (exec), -1 */
     bool cgroups_joined; /* by the process between, before it lost the right to */
+    bool in_v2;      /* born in its v2 group (CLONE_INTO_CGROUP) */
     int root;        /* the root that paths are resolved in */
     int *source;     /* per operation: a mount opened on the host, -1 */
     int init;        /* program run as pid 1, -1 */

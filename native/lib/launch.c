@@ -109,6 +109,7 @@ static int start_direct(struct vmm_child *child, pid_t *pid, int *pidfd, struct 
     if (group >= 0) {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (uint64_t)group;
+        child->in_v2 = true;
     }
     *pid = sys_clone3(&args);
     if (*pid == 0)

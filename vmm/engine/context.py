@@ -111,7 +111,7 @@ class Context:
     def images(self) -> ImageStore:
         from vmm.image.store import ImageStore
 
-        return ImageStore(self.root / "images", self.layers, self.settings.default_domain)
+        return ImageStore(self.root, self.layers, self.settings.default_domain)
 
     @cached_property
     def volumes(self) -> VolumeStore:

@@ -67,8 +67,7 @@ def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Contro
 def _give_back(ctx: Context, spec: WorkloadSpec) -> None:
     from vmm.engine import lifecycle
 
-    with contextlib.suppress(Exception), connect(ctx, spec.id) as control:
-        control.stop(9, 0)
+    lifecycle.end(ctx, spec.id, 9, 0)
     lifecycle.release(ctx, spec)
 
 

@@ -143,16 +143,29 @@ def start(ctx: Context, reference: str) -> WorkloadSpec:
     return spec
 
 
-def stop(ctx: Context, reference: str, timeout: int | None, signal: str | None) -> None:
-    """The image's stop signal, then KILL after ``timeout`` seconds (-1: never)."""
+def stop(
+    ctx: Context, reference: str, timeout: int | None, signal: str | None, *, keep: bool = False
+) -> None:
+    """The image's stop signal, then KILL after ``timeout`` seconds (-1: never).
+
+    ``keep``: a workload of ``--rm`` is not removed, since it is started again.
+    """
     spec = ctx.store.read(ctx.index.lookup(reference).id)
     seconds = spec.stop_timeout if timeout is None else timeout
-    state = observe(ctx, spec.id)
-    if shim_alive(state):
-        with contextlib.suppress(ShimLost), launching.connect(ctx, spec.id) as control:
-            milliseconds = -1 if seconds < 0 else seconds * 1000
-            control.stop(number(signal or spec.stop_signal), milliseconds)
-    reap(ctx, spec.id)
+    milliseconds = -1 if seconds < 0 else seconds * 1000
+    end(ctx, spec.id, number(signal or spec.stop_signal), milliseconds)
+    reap(ctx, spec.id, keep=keep)
+
+
+def end(ctx: Context, workload: str, signum: int, milliseconds: int) -> None:
+    """Stop by the shim and wait for its end; this process reaps, so the shim starts no reaper."""
+    if not shim_alive(ctx.store.state(workload)):
+        return
+    with contextlib.suppress(ShimLost), launching.connect(ctx, workload) as control:
+        with control.sibling() as waiter:
+            waiter.expect_exit(promise=True)
+            control.stop(signum, milliseconds)
+            waiter.wait_closed()
 
 
 def kill(ctx: Context, reference: str, signal: str) -> None:
@@ -175,7 +188,7 @@ def kill(ctx: Context, reference: str, signal: str) -> None:
 
 
 def restart(ctx: Context, reference: str, timeout: int | None, signal: str | None) -> None:
-    stop(ctx, reference, timeout, signal)
+    stop(ctx, reference, timeout, signal, keep=True)
     start(ctx, reference)
 
 
@@ -200,17 +213,11 @@ def remove(ctx: Context, reference: str, *, force: bool = False, volumes: bool =
                 "stop the container before removing or force remove",
                 f"vmm rm -f {row.name}",
             )
-        end_now(ctx, row.id)
+        end(ctx, row.id, 9, 0)
     with ctx.lock(row.id):
         purge(ctx, row.id, volumes=volumes)
     with contextlib.suppress(FileNotFoundError):
         (ctx.run_dir / "locks" / row.id).unlink()
-
-
-def end_now(ctx: Context, workload: str) -> None:
-    """KILL the workload and wait for its shim's last word."""
-    with contextlib.suppress(ShimLost), launching.connect(ctx, workload) as control:
-        control.stop(9, 0)
 
 
 def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
@@ -245,7 +252,7 @@ def release(ctx: Context, spec: WorkloadSpec) -> None:
     Path(ctx.store.path(spec.id) / launching.ATTACHMENT).unlink(missing_ok=True)
 
 
-def reap(ctx: Context, reference: str, *, deadline: float = 10.0) -> None:
+def reap(ctx: Context, reference: str, *, deadline: float = 10.0, keep: bool = False) -> None:
     """Tidy up after a workload that ended for good; ``--rm`` removes it. Safe to repeat."""
     try:
         workload = ctx.index.lookup(reference).id
@@ -259,7 +266,7 @@ def reap(ctx: Context, reference: str, *, deadline: float = 10.0) -> None:
         if shim_alive(state) or state.status in LIVE:
             return
         spec = ctx.store.read(workload)
-        if spec.auto_remove and state.started:
+        if spec.auto_remove and state.started and not keep:
             purge(ctx, workload, volumes=True)
         else:
             release(ctx, spec)

@@ -241,9 +241,14 @@ def prune(ctx: Context, *, all_images: bool, volumes: bool) -> dict[str, Any]:
         dropped = ctx.volumes.prune(volumes_in_use(ctx))
     _check_builds(ctx, repair=True)
     with ctx.lock("images"):
-        images, freed = ctx.images.prune(set(images_in_use(ctx)), all_images=all_images)
         shutil.rmtree(ctx.root / "build-cache", ignore_errors=True)
-    return {"containers": removed, "volumes": dropped, "images": images, "freed": freed}
+        images = ctx.images.prune(in_use=set(images_in_use(ctx)), everything=all_images)
+    return {
+        "containers": removed,
+        "volumes": dropped,
+        "images": list(images.lines),
+        "freed": images.freed,
+    }
 
 
 def boot(ctx: Context) -> list[str]:

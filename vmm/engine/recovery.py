@@ -29,5 +29,5 @@ def _settle(ctx: Context, entry: Entry) -> None:
             if state.status in LIVE:
                 return
             if shim_alive(state):
-                lifecycle.end_now(ctx, entry.workload)
+                lifecycle.end(ctx, entry.workload, 9, 0)
             lifecycle.release(ctx, ctx.store.read(entry.workload))

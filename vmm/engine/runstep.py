@@ -8,13 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from vmm.control.client import Control
+from vmm.control import frames
+from vmm.control.client import Control, parse_exit
 from vmm.control.spawn import spawn_shim
 from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.resolve import merge_env
 from vmm.engine.users import resolve_user
 from vmm.model.backend import CompileInput, Endpoint, RootLayout, WorkloadPaths
+from vmm.model.errors import ShimLost
 from vmm.model.ids import new_id, short
 from vmm.model.image import ContainerConfig
 from vmm.model.spec import Log, Network, Process, WorkloadSpec
@@ -124,6 +126,13 @@ def _write_files(spec: WorkloadSpec, paths: WorkloadPaths) -> None:
 
 def _follow(run: str, output: Callable[[bytes], None]) -> int:
     with Control.connect(f"{run}/ctl.sock") as control:
-        control.attach(stdin=False)
+        control.attach()
         control.start()
-        return control.drain(output)
+        control.expect_exit(promise=True)
+        while frame := control.next_frame():
+            if frame.type in (frames.STDOUT, frames.STDERR):
+                output(frame.payload)
+            elif frame.type == frames.EXIT:
+                control.wait_closed()
+                return parse_exit(frame).code
+    raise ShimLost("the build step's shim went away")

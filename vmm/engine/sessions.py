@@ -74,18 +74,17 @@ def exec_(ctx: Context, reference: str, request: ExecRequest) -> Session | None:
     exec_id = new_id()
     _record(ctx, spec.id, exec_id, request)
     control = launching.connect(ctx, spec.id)
-    control.exec(
-        exec_id,
-        operations,
-        channel=1,
-        tty=request.tty,
-        stdin=request.stdin,
-        detach=request.detach,
-    )
+    try:
+        channel, _ = control.exec(
+            exec_id, operations, tty=request.tty, stdin=request.stdin, detach=request.detach
+        )
+    except BaseException:
+        control.close()
+        raise
     if request.detach:
         control.close()
         return None
-    return Session(control, spec, 1, exec_id)
+    return Session(control, spec, channel, exec_id)
 
 
 def _user(ctx: Context, spec: WorkloadSpec, request: ExecRequest) -> User:

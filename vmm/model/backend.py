@@ -51,8 +51,6 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpuset_mems: str = ""
     #: The memory controller also limits swap.
     swap_limit: bool = True
-    #: Of /proc/sys/kernel/random/boot_id.
-    boot_id: str = ""
 
 
 class RootLayout(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,10 +73,14 @@ class Namespace:
             raise value
         return value
 
+    def enter(self) -> None:
+        """Move this process here for good; for forked children."""
+        _enter(self.path)
+
     def _child(self, writer: int, function: Callable[[], Any]) -> None:
         signal.alarm(30)
         try:
-            _enter(self.path)
+            self.enter()
             answer = (True, function())
         except BaseException as error:
             answer = (False, error)
@@ -90,7 +94,7 @@ class Namespace:
         child = os.fork()
         if child == 0:
             try:
-                _enter(self.path)
+                self.enter()
                 server = socket.socket(fileno=fd) if fd >= 0 else _bound(kind, port)
                 os.write(writer, b"1")
                 _answer(server, kind)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -271,6 +275,39 @@ def test_subnet_is_kept_unless_it_collides(lab: Lab) -> None:
         lab.host.call(service.ensure_bridge)
     service.release(A)
     assert lab.host.call(service.ensure_bridge).record.subnets == ("172.18.0.0/20",)
+
+
+def test_instances_that_start_at_once_choose_apart(lab: Lab) -> None:
+    """Two commands of each of three instances, all at the same time."""
+    services = [lab.service(f"vmm-{n}{n}{n}{n}{n}{n}{n}{n}") for n in (1, 2, 3)] * 2
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda s: lab.host.call(s.ensure_bridge).record, services))
+    assert made[:3] == made[3:]
+    assert len({record.subnets for record in made}) == 3
+    for service in services:
+        assert lab.host.call(service.is_intact)
+
+
+def test_kill_at_any_moment_leaves_what_the_next_command_completes(lab: Lab) -> None:
+    for attempt in range(12):
+        child = os.fork()
+        if child == 0:
+            lab.host.enter()
+            lab.service().ensure_bridge()
+            lab.service().publish(A, "172.17.0.2", [tcp(ANY, 80)])
+            os._exit(0)
+        time.sleep(0.004 * attempt)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        service = lab.service()
+        record = lab.host.call(service.ensure_bridge).record
+        assert [r.name for r in service.list()] == ["bridge", "host", "none"]
+        lab.host.call(service.publish, A, "172.17.0.2", [tcp(ANY, 80)])
+        lab.host.call(service.release, A)
+        assert "elements" not in lab.host.sh("nft", "list", "table", "inet", "vmm-1a2b3c4d")
+        assert record.subnets == ("172.17.0.0/20",)
+        if attempt % 2:
+            assert lab.host.call(service.teardown)
 
 
 def test_bridge_left_half_made_is_completed(lab: Lab) -> None:

@@ -11,34 +11,37 @@ from vmm.ports.runner import HostRunner
 
 BRIDGE = "vmm-1a2b3c4d"
 OPEN = (
-    f"nft insert rule inet fw fwd iifname {BRIDGE} accept && "
-    f"nft insert rule inet fw fwd oifname {BRIDGE} accept"
+    f"nft insert rule inet fw gate iifname {BRIDGE} accept && "
+    f"nft insert rule inet fw gate oifname {BRIDGE} accept"
 )
 BASE = "type filter hook forward priority 0; policy"
 
 BLOCKING = {
-    "policy drop": f"chain fwd {{ {BASE} drop; }}",
-    "answers only": f"chain fwd {{ {BASE} drop; ct state {{ established, related }} accept; }}",
-    "another bridge": f'chain fwd {{ {BASE} drop; iifname "docker0" accept; }}',
-    "final reject": f"chain fwd {{ {BASE} accept; ct state established accept; reject; }}",
-    "jump": f"chain no {{ counter drop; }} chain fwd {{ {BASE} accept; jump no; }}",
+    "policy drop": f"chain gate {{ {BASE} drop; }}",
+    "answers only": f"chain gate {{ {BASE} drop; ct state {{ established, related }} accept; }}",
+    "another bridge": f'chain gate {{ {BASE} drop; iifname "docker0" accept; }}',
+    "final reject": f"chain gate {{ {BASE} accept; ct state established accept; reject; }}",
+    "jump": f"chain never {{ counter drop;\n }}\n chain gate {{ {BASE} accept; jump never; }}",
     "state map": (
-        f"chain fwd {{ {BASE} drop; ct state vmap {{ established : accept, invalid : drop }}; }}"
+        f"chain gate {{ {BASE} drop; ct state vmap {{ established : accept, invalid : drop }}; }}"
     ),
-    "one way": f'chain fwd {{ {BASE} drop; iifname "{BRIDGE}" accept; }}',
-    "our source": f"chain fwd {{ {BASE} accept; ip saddr 172.16.0.0/12 drop; }}",
+    "one way": f'chain gate {{ {BASE} drop; iifname "{BRIDGE}" accept; }}',
+    "our source": f"chain gate {{ {BASE} accept; ip saddr 172.16.0.0/12 drop; }}",
 }
 ALLOWING = {
-    "policy accept": f"chain fwd {{ {BASE} accept; }}",
-    "both ways": f'chain fwd {{ {BASE} drop; iifname "vmm*" accept; oifname "vmm*" accept; }}',
+    "policy accept": f"chain gate {{ {BASE} accept; }}",
+    "both ways": f'chain gate {{ {BASE} drop; iifname "vmm*" accept; oifname "vmm*" accept; }}',
     "in a set": (
-        f'chain fwd {{ {BASE} drop; iifname {{ "x", "{BRIDGE}" }} accept; '
+        f'chain gate {{ {BASE} drop; iifname {{ "x", "{BRIDGE}" }} accept; '
         f'oifname "{BRIDGE}" ct state {{ new, established }} accept; }}'
     ),
-    "other interface": f'chain fwd {{ {BASE} accept; iifname "eth7" drop; oifname != "up0" drop; }}',
-    "returns": f"chain sub {{ return; drop; }} chain fwd {{ {BASE} accept; jump sub; }}",
-    "not forward": "chain in { type filter hook input priority 0; policy drop; }",
-    "loop free jump": f"chain a {{ counter; }} chain fwd {{ {BASE} accept; goto a; drop; }}",
+    "other interface": (
+        f'chain gate {{ {BASE} accept; iifname "eth7" drop; '
+        f'iifname "{BRIDGE}" oifname != "up0" drop; }}'
+    ),
+    "returns": f"chain sub {{ return; drop;\n }}\n chain gate {{ {BASE} accept; jump sub; }}",
+    "not forward": "chain inside { type filter hook input priority 0; policy drop; }",
+    "loop free jump": f"chain a {{ counter;\n }}\n chain gate {{ {BASE} accept; goto a; drop; }}",
 }
 
 
@@ -46,9 +49,9 @@ ALLOWING = {
 def test_chain_that_drops_is_named(lab: Lab, name: str) -> None:
     service = lab.service()
     lab.host.call(service.ensure_bridge)
-    lab.host.sh("nft", f"table inet fw {{ {BLOCKING[name]} }}")
+    lab.host.sh("nft", f"table inet fw {{\n{BLOCKING[name]}\n}}")
     found = lab.host.call(service.detect_blocking)
-    assert found is not None and "chain fwd of table inet fw drops" in found
+    assert found is not None and "chain gate of table inet fw drops" in found
     assert OPEN in found
 
 
@@ -56,7 +59,7 @@ def test_chain_that_drops_is_named(lab: Lab, name: str) -> None:
 def test_chain_that_does_not_drop_is_not_named(lab: Lab, name: str) -> None:
     service = lab.service()
     lab.host.call(service.ensure_bridge)
-    lab.host.sh("nft", f"table inet fw {{ {ALLOWING[name]} }}")
+    lab.host.sh("nft", f"table inet fw {{\n{ALLOWING[name]}\n}}")
     assert lab.host.call(service.detect_blocking) is None
 
 
@@ -65,7 +68,7 @@ def test_our_rules_do_not_open_the_hosts_firewall_and_the_advice_does(lab: Lab) 
     lab.host.call(service.ensure_bridge)
     inside, _ = lab.workload(service, "a" * 64)
     lab.world.serve(80)
-    lab.host.sh("nft", f"table inet fw {{ {BLOCKING['policy drop']} }}")
+    lab.host.sh("nft", f"table inet fw {{\n{BLOCKING['policy drop']}\n}}")
     assert inside.ask(WORLD, 80) is None
     advice = lab.host.call(service.detect_blocking)
     assert advice is not None

@@ -1,0 +1,60 @@
+"""The instance a command works on: chosen by ``--root``, made when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmm.engine.engine import Engine
+    from vmm.settings import Settings
+
+
+class _Chosen:
+    root: str | None = None
+    engine: Engine | None = None
+
+
+def use(root: str | None) -> None:
+    """Choose the instance for the commands of this process."""
+    _Chosen.root, _Chosen.engine = root, None
+
+
+def settings() -> Settings:
+    from vmm.settings import load
+
+    return load(_Chosen.root)
+
+
+def engine() -> Engine:
+    """The engine of the chosen instance."""
+    if _Chosen.engine is None:
+        from vmm.engine.engine import Engine
+
+        _Chosen.engine = Engine(settings())
+    return _Chosen.engine
+
+
+def notices() -> list[str]:
+    """What the engine wants said beside the result."""
+    return _Chosen.engine.notices() if _Chosen.engine is not None else []
+
+
+def for_each(references: Iterable[str], action: Callable[[str], object]) -> int:
+    """Carry ``action`` out for each, print what it returns (the reference for None).
+
+    One that fails is reported and does not stop the others; the exit code is 1 then.
+    """
+    from vmm.cli.output import line, report
+    from vmm.model.errors import VmmError
+
+    code = 0
+    for reference in references:
+        try:
+            result = action(reference)
+        except VmmError as error:
+            report(error)
+            code = 1
+        else:
+            line(reference if result is None else str(result))
+    return code

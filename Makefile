@@ -1,7 +1,7 @@
 # Two commands: `make demo` shows the main job, `make test` runs the tests. Both set up what they need.
 SHELL := /bin/bash
 PYTHON ?= /usr/bin/python3
-VENV := $(CURDIR)/.venv
+VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*/*.[ch] native/build.py) setup.py pyproject.toml
 PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
@@ -10,7 +10,7 @@ TEST_PACKAGES := libcap2-bin make
 .PHONY: demo test unit integration lint bench clean packages test-packages asan
 
 demo: $(VENV)/.installed
-	@configs/demo/run.sh "$(BIN)/vmm"
+	@configs/demo/run.sh "$(CURDIR)/$(BIN)/vmm"
 
 test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory lint

@@ -102,7 +102,7 @@ def _make_v1(group: Group, given: CompileInput) -> list[Op]:
         elif controller == "cpu":
             ops += _cpu_v1(resources, directory)
         elif controller == "cpuset":
-            ops += _cpuset_v1(resources, group, given.host)
+            ops.append(op("cgroup.write", f"{directory}/cpuset.cpus", resources.cpuset_cpus))
         elif controller == "pids" and resources.pids_limit is not None:
             ops.append(op("cgroup.write", f"{directory}/pids.max", pids_max(resources)))
         elif controller == "devices":
@@ -148,17 +148,6 @@ def _cpu_v1(resources: Resources, directory: str) -> list[Op]:
         ops.append(op("cgroup.write", f"{directory}/cpu.cfs_period_us", CPU_PERIOD))
         ops.append(op("cgroup.write", f"{directory}/cpu.cfs_quota_us", quota))
     return ops
-
-
-def _cpuset_v1(resources: Resources, group: Group, host: HostFacts) -> list[Op]:
-    """A new v1 cpuset is empty and takes no task: the parent gets what the root has."""
-    parent = group.parent
-    return [
-        op("cgroup.write", f"{parent}/cpuset.cpus", host.cpuset_cpus),
-        op("cgroup.write", f"{parent}/cpuset.mems", host.cpuset_mems),
-        op("cgroup.write", f"{group.directory}/cpuset.cpus", resources.cpuset_cpus),
-        op("cgroup.write", f"{group.directory}/cpuset.mems", host.cpuset_mems),
-    ]
 
 
 def _devices_v1(directory: str, given: CompileInput) -> list[Op]:

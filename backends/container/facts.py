@@ -35,7 +35,6 @@ def gather() -> HostFacts:
     uname = os.uname()
     status = read("/proc/self/status")
     cgroups = _cgroups()
-    cpus, mems = _cpuset(cgroups)
     return HostFacts(
         os="linux",
         architecture=ARCHITECTURES.get(uname.machine, uname.machine),
@@ -47,8 +46,7 @@ def gather() -> HostFacts:
         can_raise_limits=bool(mountinfo.parse_status_mask(status, "CapEff") & BIT["SYS_RESOURCE"]),
         has_mqueue="mqueue" in read("/proc/filesystems"),
         has_ipv6=os.path.exists("/proc/net/if_inet6"),
-        cpuset_cpus=cpus,
-        cpuset_mems=mems,
+        cpuset_cpus=_cpuset(cgroups),
         swap_limit=_limits_swap(cgroups),
     )
 
@@ -69,15 +67,13 @@ def _cgroups() -> tuple[CgroupHierarchy, ...]:
     return mountinfo.hierarchies(text, read("/proc/self/cgroup"), unified)
 
 
-def _cpuset(cgroups: tuple[CgroupHierarchy, ...]) -> tuple[str, str]:
-    """CPUs and memory nodes of the cpuset root; its effective ones on cgroup2."""
+def _cpuset(cgroups: tuple[CgroupHierarchy, ...]) -> str:
+    """CPUs of the cpuset root; its effective ones on cgroup2."""
     for group in cgroups:
-        if "cpuset" not in group.controllers:
-            continue
-        suffix = ".effective" if group.version == 2 else ""
-        base = f"{group.mountpoint}/cpuset"
-        return read(f"{base}.cpus{suffix}").strip(), read(f"{base}.mems{suffix}").strip()
-    return "", ""
+        if "cpuset" in group.controllers:
+            suffix = ".effective" if group.version == 2 else ""
+            return read(f"{group.mountpoint}/cpuset.cpus{suffix}").strip()
+    return ""
 
 
 def _limits_swap(cgroups: tuple[CgroupHierarchy, ...]) -> bool:

@@ -165,7 +165,7 @@ def _entry_faults(place: str, entry: Entry) -> list[str]:
     faults = _action_faults(place, entry.action, entry.errno_ret)
     if bool(entry.names) == bool(entry.name):
         faults.append(f"{place}: must have either names or name")
-    if not all(entry.all_names):
+    elif not all(entry.all_names):
         faults.append(f"{place}: an empty name")
     for argument in entry.args or []:
         if argument.op not in COMPARISONS:

@@ -23,6 +23,8 @@ from vmm.model.spec import WorkloadSpec
 FORMAT = 1
 #: linux/bpf_common.h: the most instructions a filter may have (BPF_MAXINSNS).
 INSTRUCTIONS_MAX = 4096
+#: More would exceed that, and libseccomp's time grows with the square.
+RULES_MAX = 8192
 
 _INSTRUCTION = struct.Struct("=HBBI")
 # seccomp_attr_set(3)
@@ -143,6 +145,11 @@ def build(rules: Rules) -> bytes:
     """Compile with libseccomp and put the ENOSYS check in front."""
     from vmm.ports.kernel import lib
 
+    if len(rules.rules) > RULES_MAX:
+        raise HostError(
+            f"seccomp profile: {len(rules.rules)} rules, at most {RULES_MAX} can be compiled",
+            "give a profile with fewer rules",
+        )
     context = lib.seccomp_init(rules.default)
     if not context:
         raise HostError("libseccomp: cannot make a filter")

@@ -231,7 +231,7 @@ static int clone_null(struct vmm_child *child, struct vmm_error *e) {
 /* The first mask's tmpfs serves all: clones share it. Only an attached mount can be cloned (< 6.15). */
 static int clone_empty(struct vmm_child *child, struct vmm_error *e) {
     if (child->mask < 0)
-        return child->mask = make_fs("tmpfs", "tmpfs", "size=0,nr_inodes=2,mode=755",
+        return child->mask = make_fs("tmpfs", "tmpfs", "size=4k,nr_inodes=2,mode=755",
                                      MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
                                          MOUNT_ATTR_NOEXEC,
                                      e);

@@ -50,6 +50,6 @@ def spread(function: Callable[..., Any]) -> Callable[..., Any]:
     for group in groups.values():
         parameters += group.parameters()
     spreaded.__annotations__ = {p.name: p.annotation for p in parameters}
-    del spreaded.__wrapped__  # type: ignore[attr-defined]
+    del spreaded.__wrapped__
     spreaded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return spreaded

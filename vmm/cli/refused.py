@@ -91,7 +91,7 @@ _BUILD = {
 
 FLAGS: dict[str, dict[str, str]] = {
     "run": _CREATE,
-    "create": {k: v for k, v in _CREATE.items()},
+    "create": _CREATE,
     "build": _BUILD,
     "start": {"--checkpoint": "checkpoints are not supported",
               "--checkpoint-dir": "checkpoints are not supported"},

@@ -34,6 +34,7 @@ class Control:
         self._socket = connection
         self._decoder = Decoder()
         self._pending: deque[Frame] = deque()
+        self._outgoing = bytearray()
         self._last_channel = 0
         self.path = path
         self.features: tuple[str, ...] = ()
@@ -104,11 +105,43 @@ class Control:
 
     def send(self, type: int, payload: bytes = b"", channel: int = 0) -> None:
         """Send one frame, waiting as long as the shim takes it."""
+        self.enqueue(type, payload, channel)
         self._socket.settimeout(None)
+        data = bytes(self._outgoing)
+        self._outgoing.clear()
         try:
-            self._socket.sendall(encode(type, payload, channel))
+            self._socket.sendall(data)
         except OSError as error:
             raise ShimLost(f"{self.path}: {error.strerror or error}") from None
+
+    def enqueue(self, type: int, payload: bytes = b"", channel: int = 0) -> None:
+        """Leave a frame for ``flush()``."""
+        self._outgoing += encode(type, payload, channel)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that ``flush()`` still has to send."""
+        return len(self._outgoing)
+
+    def flush(self) -> None:
+        """Send what the shim takes now, without waiting."""
+        self._socket.settimeout(0)
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._socket.send(self._outgoing)]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._outgoing.clear()
+            if not self._receive_rest():
+                raise ShimLost(f"{self.path}: {error.strerror or error}") from None
+
+    def _receive_rest(self) -> bool:
+        """The shim closed, but what it sent before is still to be read."""
+        try:
+            return self.has_pending() or self._receive(0)
+        except ShimLost:
+            return False
 
     def has_pending(self) -> bool:
         """A frame is there already, which poll(2) on the descriptor would not show."""

@@ -165,7 +165,7 @@ class _Parser:
 
     def _heredoc(self, quoted: str, *, strip_tabs: bool) -> Heredoc:
         name = quoted.strip("'\"")
-        content = []
+        content: list[str] = []
         while self._at < len(self._lines):
             line = self._lines[self._at].rstrip("\r")
             self._at += 1

@@ -117,7 +117,7 @@ class Context:
     def volumes(self) -> VolumeStore:
         from vmm.storage.volumes import VolumeStore
 
-        return VolumeStore(self.root / "volumes")
+        return VolumeStore(self.root)
 
     @cached_property
     def network(self) -> NetworkService:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vmm.engine.sessions import Session
     from vmm.engine.views import WorkloadView
     from vmm.model.image import Image
-    from vmm.model.network import NetworkRecord, VolumeRecord
+    from vmm.model.network import NetworkRecord
+    from vmm.storage.volumes import Volume
 
 
 class Engine:
@@ -169,13 +170,13 @@ class Engine:
 
     # ---- volumes and networks
 
-    def volume_create(self, name: str, labels: dict[str, str]) -> VolumeRecord:
-        return self.ctx.volumes.create(name, labels=labels)
+    def volume_create(self, name: str, labels: dict[str, str]) -> Volume:
+        return self.ctx.volumes.create(name, labels)
 
-    def volumes(self) -> list[VolumeRecord]:
+    def volumes(self) -> list[Volume]:
         return self.ctx.volumes.list()
 
-    def volume(self, name: str) -> tuple[VolumeRecord, str]:
+    def volume(self, name: str) -> tuple[Volume, str]:
         """The record and the path of its files."""
         return self.ctx.volumes.inspect(name), str(self.ctx.volumes.data(name))
 
@@ -198,7 +199,7 @@ class Engine:
     def volume_prune(self, *, everything: bool = False) -> list[str]:
         from vmm.engine.maintenance import volumes_in_use
 
-        return self.ctx.volumes.prune(volumes_in_use(self.ctx), everything=everything)
+        return list(self.ctx.volumes.prune(volumes_in_use(self.ctx), everything=everything)[0])
 
     def networks(self) -> list[NetworkRecord]:
         return list(self.ctx.network.list())

@@ -9,7 +9,8 @@ from vmm.model import human
 from vmm.model.errors import UsageError
 from vmm.model.ids import short
 from vmm.model.image import ContainerConfig, History, Image
-from vmm.model.network import NetworkRecord, VolumeRecord
+from vmm.model.network import NetworkRecord
+from vmm.storage.volumes import Volume
 
 View = dict[str, Any]
 NONE = "<none>"
@@ -144,20 +145,22 @@ def _health(config: ContainerConfig) -> View:
     }
 
 
-def history(image: Image, sizes: Sequence[int], now: int, *, truncate: bool) -> list[View]:
+def history(
+    image: Image, sizes: Sequence[int], now: int, *, truncate: bool, human_units: bool = True
+) -> list[View]:
     """The fields of ``vmm history``, newest first. ``sizes`` are of the layers, base first."""
     shown: list[View] = []
     left = iter(sizes)
     for step in image.config.history or [History(comment="imported")] * bool(sizes):
         used = 0 if step.empty_layer else next(left, 0)
-        shown.append(_step(step, used, now, truncate))
+        shown.append(_step(step, used, now, truncate, human_units))
     shown.reverse()
     if shown:
         shown[0]["ID"] = short(image.id) if truncate else image.id
     return shown
 
 
-def _step(step: History, used: int, now: int, truncate: bool) -> View:
+def _step(step: History, used: int, now: int, truncate: bool, human_units: bool) -> View:
     created = human.parse_rfc3339(step.created)
     command = step.created_by.replace("\t", " ")
     if truncate and len(command) > 45:
@@ -167,12 +170,12 @@ def _step(step: History, used: int, now: int, truncate: bool) -> View:
         "CreatedAt": step.created,
         "CreatedSince": human.ago(created, now),
         "CreatedBy": command,
-        "Size": human.size(used),
+        "Size": human.size(used) if human_units else str(used),
         "Comment": step.comment,
     }
 
 
-def volume_inspect(volume: VolumeRecord, path: str) -> View:
+def volume_inspect(volume: Volume, path: str) -> View:
     """The volume as ``docker volume inspect`` shows it."""
     return {
         "CreatedAt": human.rfc3339(volume.created),
@@ -180,13 +183,13 @@ def volume_inspect(volume: VolumeRecord, path: str) -> View:
         "Labels": dict(volume.labels) or None,
         "Mountpoint": path,
         "Name": volume.name,
-        "Options": dict(volume.options) or None,
+        "Options": None,
         "Scope": "local",
         "Anonymous": volume.anonymous,
     }
 
 
-def volume_row(volume: VolumeRecord, path: str) -> View:
+def volume_row(volume: Volume, path: str) -> View:
     """The fields of ``vmm volume ls --format``."""
     return {
         "Driver": volume.driver,

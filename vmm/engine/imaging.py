@@ -57,7 +57,7 @@ def bootstrap(ctx: Context, name: str, reference: str, output: Callable[[str], N
     from vmm.ports.runner import HostRunner
 
     with ctx.lock("images", shared=True):
-        return bootstrap(name, HostRunner(), ctx.images, reference=reference, output=output)
+        return bootstrap(name, HostRunner(), ctx.images, reference=reference, say=output)
 
 
 def build(ctx: Context, request: BuildRequest, progress: Any) -> str:

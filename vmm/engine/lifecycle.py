@@ -16,6 +16,7 @@ from vmm.engine.recovery import recover
 from vmm.engine.resolve import resolve
 from vmm.engine.status import LIVE, observe, settle, shim_alive
 from vmm.model import names
+from vmm.model.backend import RootLayout
 from vmm.model.errors import Conflict, NotFound, ShimLost, UsageError, VmmError
 from vmm.model.ids import check_name, new_id, short
 from vmm.model.request import CreateRequest
@@ -104,24 +105,26 @@ def _make(ctx: Context, spec: WorkloadSpec, chain_ids: tuple[str, ...], undo: Un
     directory.mkdir(mode=0o710)
     (directory / "exec").mkdir(mode=0o700)
     layout = ctx.layers.prepare(chain_ids, directory)
-    mounts = []
-    for mount in spec.mounts:
-        if mount.kind == "volume":
-            mount = _volume(ctx, mount, undo)
-            if not mount.nocopy:
-                ctx.volumes.fill(mount.source, ctx.layers, layout, mount.target)
-        mounts.append(mount)
-    spec = msgspec.structs.replace(spec, mounts=tuple(mounts))
+    mounts = tuple(_volume(ctx, mount, layout, undo) for mount in spec.mounts)
+    spec = msgspec.structs.replace(spec, mounts=mounts)
     ctx.store.write(spec)
     return spec
 
 
-def _volume(ctx: Context, mount: Mount, undo: Undo) -> Mount:
-    if not mount.source:
-        mount = msgspec.structs.replace(mount, source=new_id(), anonymous=True)
-    if not ctx.volumes.exists(mount.source):
-        ctx.volumes.create(mount.source, anonymous=mount.anonymous)
-        undo.push(lambda: ctx.volumes.remove(mount.source))
+def _volume(ctx: Context, mount: Mount, layout: RootLayout, undo: Undo) -> Mount:
+    """Make the volume of a mount if it is missing; a new one takes the image's files."""
+    if mount.kind != "volume":
+        return mount
+    if not mount.source or not ctx.volumes.exists(mount.source):
+        name = ctx.volumes.create(mount.source).name
+        undo.push(lambda: ctx.volumes.remove(name))
+        mount = msgspec.structs.replace(mount, source=name)
+    if not mount.nocopy:
+        view = ctx.layers.view(layout)
+        try:
+            ctx.volumes.fill(mount.source, view, mount.target)
+        finally:
+            os.close(view)
     return mount
 
 

@@ -77,7 +77,7 @@ def df(ctx: Context) -> list[dict[str, Any]]:
     volumes = ctx.volumes.list()
     in_use = volumes_in_use(ctx)
     sizes = {
-        volume.name: ctx.layers.usage(str(ctx.volumes.data(volume.name))) for volume in volumes
+        volume.name: ctx.volumes.size(volume.name) for volume in volumes
     }
     free_volumes = sum(size for name, size in sizes.items() if name not in in_use)
     unused = image_bytes - sum(ctx.layers.size(chain) for chain in kept)
@@ -236,9 +236,9 @@ def prune(ctx: Context, *, all_images: bool, volumes: bool) -> dict[str, Any]:
             continue
         lifecycle.remove(ctx, row.id)
         removed.append(row.id)
-    dropped = []
+    dropped: list[str] = []
     if volumes:
-        dropped = ctx.volumes.prune(volumes_in_use(ctx))
+        dropped = list(ctx.volumes.prune(volumes_in_use(ctx))[0])
     _check_builds(ctx, repair=True)
     with ctx.lock("images"):
         shutil.rmtree(ctx.root / "build-cache", ignore_errors=True)

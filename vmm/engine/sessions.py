@@ -43,10 +43,12 @@ def attach(ctx: Context, reference: str, *, start: bool, stdin: bool) -> Session
         spec = launching.running(ctx, reference)
         control = launching.connect(ctx, spec.id)
         control.attach(stdin=stdin)
+        control.expect_exit()
         return Session(control, spec)
     with launching.started(ctx, reference) as (spec, waiting):
         control = launching.connect(ctx, spec.id)
         control.attach(stdin=stdin)
+        control.expect_exit(promise=waiting is not None)
         if waiting is not None:
             waiting.start()
     return Session(control, spec)

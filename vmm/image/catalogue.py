@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -64,11 +65,15 @@ class Catalogue:
         return self._documents[digest]
 
     def by_id(self, entries: Entries) -> dict[str, list[str]]:
-        """Image ID → digests of its manifests."""
+        """Image ID → digests of its manifests, of the images that can be read."""
         found: dict[str, list[str]] = {}
         for digest in entries.digests():
-            found.setdefault(self.load(digest)[0].config.digest, []).append(digest)
+            with contextlib.suppress(CorruptStore):  # named by check() and by its reference
+                found.setdefault(self.load(digest)[0].config.digest, []).append(digest)
         return found
+
+    def images(self, entries: Entries) -> list[Image]:
+        return [self.image(digests, entries) for digests in self.by_id(entries).values()]
 
     def image(self, digests: list[str], entries: Entries) -> Image:
         manifest, config = self.load(digests[0])
@@ -145,6 +150,8 @@ class Catalogue:
 
     @staticmethod
     def _how_to_get(name: str) -> str:
+        if name.startswith("sha256:") or "@" in name:
+            return "vmm images lists what is there"
         repository = name.rpartition("/")[2].partition(":")[0]
         ways = f"vmm image import FILE.tar {name}, or vmm build -t {name} PATH"
         if repository in ("busybox", "debian"):

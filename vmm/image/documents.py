@@ -7,9 +7,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from vmm.model.errors import CorruptStore
+from vmm.model.image import Index, Manifest
 
 T = TypeVar("T")
 _MAX_DEPTH = 64
+
+
+def encode(document: Manifest | Index) -> bytes:
+    """The document with the fields that the specification requires, defaults too."""
+    fields = msgspec.to_builtins(document)
+    required: dict[str, Any] = {
+        "schemaVersion": document.schema_version,
+        "mediaType": document.media_type,
+    }
+    required |= {"manifests": []} if isinstance(document, Index) else {"config": {}, "layers": []}
+    return msgspec.json.encode(required | fields)
 
 
 def decode(data: bytes, kind: type[T], what: str) -> T:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmm.image.documents import decode
+from vmm.image.documents import decode, encode
 from vmm.model.image import OCI_MANIFEST, Descriptor, Index
 from vmm.ports.files import atomic_write, locked
 
@@ -88,4 +88,4 @@ class IndexFile:
         marker = self._layout / "oci-layout"
         if not marker.exists():
             atomic_write(marker, b'{"imageLayoutVersion":"1.0.0"}')
-        atomic_write(self._path, msgspec.json.encode(Index(manifests=entries.manifests)))
+        atomic_write(self._path, encode(Index(manifests=entries.manifests)))

@@ -42,6 +42,21 @@ def remove(
     return [*lines, *removed]
 
 
+def remove_broken(store: ImageStore, entries: Entries, name: str) -> list[str]:
+    """Take away a reference whose image cannot be read; prune() frees what it held."""
+    reference = store.normalise(name)
+    digest = entries.references().get(reference)
+    if digest is None:
+        raise CorruptStore(
+            f"{name}: the store has an image that cannot be read",
+            "vmm system check names it; remove it by its reference",
+        )
+    lines = _untag(store, entries, [reference])
+    if digest not in entries.references().values():
+        entries.drop(digest)
+    return lines
+
+
 def prune(
     store: ImageStore,
     entries: Entries,
@@ -55,8 +70,7 @@ def prune(
 
     lines: list[str] = []
     freed = 0
-    for digest in entries.digests():
-        image = store.catalogue.image([digest], entries)
+    for image in list(store.catalogue.images(entries)):
         if image.id in in_use or (image.references and not everything):
             continue
         lines += _untag(store, entries, image.references)
@@ -121,18 +135,17 @@ def _delete(
 ) -> tuple[list[str], int]:
     """Remove an image without references: the index first, so that a crash leaves only what
     prune() removes."""
-    gone = [
-        digest
-        for digest in entries.digests()
-        if store.catalogue.load(digest)[0].config.digest == image.id
-    ]
     blobs = {image.id}
-    for digest in gone:
-        blobs |= {digest, *(layer.digest for layer in store.catalogue.load(digest)[0].layers)}
+    for digest in store.catalogue.by_id(entries)[image.id]:
+        layers = store.catalogue.load(digest)[0].layers
+        blobs |= {digest, *(layer.digest for layer in layers)}
         entries.drop(digest)
     store.index.write(entries)
-    needed_layers = _needed_layers(store, entries, keep)
     lines, freed = [f"Deleted: {image.id}"], 0
+    try:
+        needed_layers = _needed_layers(store, entries, keep)
+    except CorruptStore:  # what an unreadable image needs is unknown: prune() comes later
+        return lines, 0
     for chain in reversed(image.chain_ids):
         if chain not in needed_layers and store.driver.has(chain):
             blob = store.driver.layer(chain).blob
@@ -168,7 +181,10 @@ def _needed_blobs(store: ImageStore, entries: Entries) -> set[str]:
 def _sweep(store: ImageStore, entries: Entries, keep: Collection[str], min_age: float) -> int:
     """Remove layers and blobs that nothing needs, unless a command may be about to use them."""
     freed = 0
-    needed_layers = _needed_layers(store, entries, keep)
+    try:
+        needed_layers = _needed_layers(store, entries, keep)
+    except CorruptStore:
+        return 0
     unneeded = [
         layer.chain_id for layer in store.driver.layers() if layer.chain_id not in needed_layers
     ]

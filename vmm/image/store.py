@@ -13,6 +13,7 @@ import msgspec
 from vmm.image import reference as refs
 from vmm.image.blobs import MAX_DOCUMENT
 from vmm.image.catalogue import Catalogue, LayerDriver
+from vmm.image.documents import encode
 from vmm.model.errors import Conflict, CorruptStore, UsageError, VmmError
 from vmm.model.ids import short
 from vmm.model.image import (
@@ -69,12 +70,8 @@ class ImageStore:
         return self.catalogue.find(name, self.index.read())[0]
 
     def list(self) -> Images:
-        """Every image, each once with all its references."""
-        entries = self.index.read()
-        return [
-            self.catalogue.image(digests, entries)
-            for digests in self.catalogue.by_id(entries).values()
-        ]
+        """Every image that can be read, each once with all its references."""
+        return self.catalogue.images(self.index.read())
 
     def manifest(self, image: Image) -> Manifest:
         return self.catalogue.load(image.manifest_digest)[0]
@@ -124,7 +121,7 @@ class ImageStore:
             media_type=OCI_CONFIG, digest=self.blobs.put(config), size=len(config)
         )
         made = Manifest(config=described, layers=list(descriptors))
-        manifest = manifest or msgspec.json.encode(made)
+        manifest = manifest or encode(made)
         with self.index.edit() as entries:
             for layer in layers:
                 if not self.driver.has(layer.chain_id):
@@ -153,11 +150,14 @@ class ImageStore:
         Layers of other images and of ``keep_chain_ids`` stay.  An image in use that is forced
         only loses its references.
         """
-        from vmm.image.removal import remove
+        from vmm.image.removal import remove, remove_broken
 
         users = dict(in_use or {})
         with self.index.edit() as entries:
-            image, by = self.catalogue.find(name, entries)
+            try:
+                image, by = self.catalogue.find(name, entries)
+            except CorruptStore:
+                return remove_broken(self, entries, name)
             return remove(self, entries, image, by, force, users, running, keep_chain_ids)
 
     def prune(

@@ -45,10 +45,9 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     can_raise_limits: bool = True
     has_mqueue: bool = True
     has_ipv6: bool = True
-    #: CPUs and memory nodes a workload may be bound to ("0-3", cpuset(7), "List format");
+    #: CPUs a workload may be bound to ("0-3", cpuset(7), "List format");
     #: empty when there is no cpuset controller.
     cpuset_cpus: str = ""
-    cpuset_mems: str = ""
     #: The memory controller also limits swap.
     swap_limit: bool = True
 

@@ -30,11 +30,3 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     hosts_path: str
     extra_hosts: tuple[str, ...] = ()
 
-
-class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    driver: str = "local"
-    labels: dict[str, str] = {}
-    options: dict[str, str] = {}
-    created: int = 0
-    anonymous: bool = False

@@ -41,10 +41,16 @@ class Ledger:
             atomic_write(self._path, msgspec.json.encode(book))
 
 
-def without(published: Published, ports: set[tuple[str, str, int]]) -> Published:
-    """``published`` less the given (protocol, address, host port)."""
-    kept = tuple(port for port in published.ports if key(port) not in ports)
-    return msgspec.structs.replace(published, ports=kept)
+def without_ports(
+    entries: dict[str, Published], keys: set[tuple[str, str, int]]
+) -> dict[str, Published]:
+    """``entries`` less the ports with these keys, and less workloads that have no port left."""
+    left = {}
+    for workload, one in entries.items():
+        ports = tuple(port for port in one.ports if key(port) not in keys)
+        if ports:
+            left[workload] = Published(target=one.target, ports=ports)
+    return left
 
 
 def key(port: Port) -> tuple[str, str, int]:

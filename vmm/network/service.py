@@ -14,7 +14,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ from vmm.model.ids import link_name
 from vmm.model.network import NetworkRecord
 from vmm.model.spec import Port
 from vmm.network import ledger, links_linux, nft, subnets
+from vmm.network.claims import Claims
 from vmm.network.firewall_linux import Firewall
 from vmm.network.ledger import Ledger
 from vmm.network.names import host_resolv, is_loopback, name_servers
@@ -36,26 +37,6 @@ if TYPE_CHECKING:
     from vmm.ports.runner import Runner
 
 HOST_LOCK = Path("/run/vmm/subnets.lock")
-
-
-class Claims(Protocol):
-    """Who has which address; each call is one transaction."""
-
-    def claim_address(self, network_id: str, workload_id: str, candidates: Iterable[str]) -> str:
-        """Give the workload the first candidate nobody has, and return it.
-
-        A workload that already has one of the candidates on this network keeps it. Conflict
-        when every candidate is taken.
-        """
-        ...
-
-    def release(self, workload_id: str) -> None:
-        """Give up the workload's addresses on all networks; none is no error."""
-        ...
-
-    def addresses(self, network_id: str) -> dict[str, str]:
-        """Claimed address -> workload id."""
-        ...
 
 
 class Ensured(NamedTuple):
@@ -200,7 +181,7 @@ class NetworkService:
             return
         with locked(self.lock):
             before = self._ledger.read()
-            after = _without_ports(before, {ledger.key(port) for port in wanted})
+            after = ledger.without_ports(before, {ledger.key(port) for port in wanted})
             after[workload_id] = Published(target=target, ports=wanted)
             self._ledger.write(after)
             self._change(before, after)
@@ -315,13 +296,6 @@ def _server_subnets() -> list[Subnet]:
         with contextlib.suppress(UsageError):
             found.append(Subnet(subnets.number(server), 32))
     return found
-
-
-def _without_ports(
-    entries: dict[str, Published], keys: set[tuple[str, str, int]]
-) -> dict[str, Published]:
-    left = {who: ledger.without(what, keys) for who, what in entries.items()}
-    return {who: what for who, what in left.items() if what.ports}
 
 
 def _collision(record: NetworkRecord, kept: Subnet, other: Subnet) -> Conflict:

@@ -275,7 +275,7 @@ class OverlayDriver:
 
     def discard(self, directory: Path | str) -> None:
         """Remove what prepare() made in ``directory``."""
-        for part in ("upper", "work"):
+        for part in ("upper", "work", "upper.new"):
             remove_tree(os.path.join(directory, part))
 
     # Inside
@@ -396,11 +396,20 @@ class OverlayDriver:
         if not os.path.isdir(self.root / name):
             with self._temporary() as directory:
                 self._fill_init(directory, lowers)
+                self._sync(directory)
                 with contextlib.suppress(FileExistsError, OSError):
                     os.rename(directory, self.root / name)
             if not os.path.isdir(self.root / name):
                 raise CorruptStore(f"{self.root / name} could not be made")
         return name
+
+    @staticmethod
+    def _sync(directory: str) -> None:
+        fd = os.open(directory, DIRECTORY)
+        try:
+            sync_filesystem(fd)
+        finally:
+            os.close(fd)
 
     def _fill_init(self, directory: str, lowers: Sequence[str]) -> None:
         target = os.open(directory, DIRECTORY)
@@ -419,13 +428,14 @@ class OverlayDriver:
 
     @staticmethod
     def _make_upper(upper: str, below: Path) -> None:
-        try:
-            os.mkdir(upper, 0o700)
-        except FileExistsError:
+        if os.path.isdir(upper):
             return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(upper + ".new", 0o700)
         status = os.stat(below)
-        os.chown(upper, status.st_uid, status.st_gid)
-        os.chmod(upper, status.st_mode & 0o7777)
+        os.chown(upper + ".new", status.st_uid, status.st_gid)
+        os.chmod(upper + ".new", status.st_mode & 0o7777)
+        os.rename(upper + ".new", upper)
 
     def _prune_unrecorded(self) -> int:
         """Remove layers whose record was never written, init layers whose image is gone."""

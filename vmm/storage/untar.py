@@ -93,13 +93,16 @@ class _Extractor:
         self._parents.clear()
 
     def unpack(self, member: Member) -> None:
-        self.entries += 1
-        if self.entries > self._limits.entries:
-            raise ArchiveError(f"more than {self._limits.entries} entries")
+        self._count()
         try:
             self._place(member)
         except OSError as error:
             raise _explained(error, member.name) from None
+
+    def _count(self) -> None:
+        self.entries += 1
+        if self.entries > self._limits.entries:
+            raise ArchiveError(f"more than {self._limits.entries} entries and directories")
 
     def finish_directories(self) -> None:
         """Set the directories' times, now that nothing more is written into them."""
@@ -116,7 +119,8 @@ class _Extractor:
         directory, _, name = path.rpartition("/")
         if path == self._base:
             if member.type == tarstream.DIRECTORY:
-                self._dress_directory(member, path, open_inside(self._root, path))
+                fd = open_inside(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+                self._dress_directory(member, path, fd)
             return
         if self._overlay and WHITEOUT in path and self._whiteout(directory, name, path):
             return
@@ -156,14 +160,28 @@ class _Extractor:
         return fd
 
     def _open_parent(self, directory: str) -> int:
+        """Open a directory inside the root; what is missing of its path is made."""
         try:
-            return open_inside(self._root, directory, os.O_RDONLY | os.O_DIRECTORY)
+            return self._open_directory(directory)
         except FileNotFoundError:
-            above, _, name = directory.rpartition("/")
-            os.mkdir(name, 0o755, dir_fd=self._parent(above))
-            fd = open_inside(self._root, directory, DIRECTORY)
-            os.fchmod(fd, 0o755)  # whatever the umask
-            return fd
+            pass
+        parts = directory.split("/")
+        present, missing = 0, len(parts)
+        while missing - present > 1:  # how much of the path exists
+            middle = (present + missing) // 2
+            try:
+                os.close(self._open_directory("/".join(parts[:middle])))
+                present = middle
+            except FileNotFoundError:
+                missing = middle
+        fd = self._open_directory("/".join(parts[:present]))
+        for part in parts[present:]:
+            self._count()
+            fd = _make_below(fd, part)
+        return fd
+
+    def _open_directory(self, path: str) -> int:
+        return open_inside(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
 
     def _forget_parents(self) -> None:
         """What a path means may have changed with what was removed."""
@@ -311,6 +329,17 @@ class _Extractor:
 def is_whiteout(status: os.stat_result) -> bool:
     """Whether this is overlayfs's mark of a removed file: character device 0:0."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _make_below(parent: int, name: str) -> int:
+    """Make and open a directory; closes ``parent``."""
+    try:
+        os.mkdir(name, 0o755, dir_fd=parent)
+        made = os.open(name, DIRECTORY, dir_fd=parent)
+    finally:
+        os.close(parent)
+    os.fchmod(made, 0o755)  # whatever the umask
+    return made
 
 
 def _link(source: int, leaf: str, parent: int, name: str) -> None:

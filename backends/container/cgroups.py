@@ -206,22 +206,38 @@ def _cpu_v2(resources: Resources, directory: str) -> list[Op]:
     return ops
 
 
+_FLAGS = "nosuid,nodev,noexec"
+
+
 def mounts(given: CompileInput) -> list[Op]:
     """/sys/fs/cgroup inside: only hierarchies where the workload has a group of its own."""
     found = groups(given.spec, given.host, given.cgroup_parent)
+    writable = given.spec.security.privileged
     if not found:
         return []
-    access = ("rw",) if given.spec.security.privileged else ()
     if all(group.hierarchy.version == 2 for group in found):
-        return [op("mount.cgroup", 2, "", "cgroup2", *access)]
-    ops = [op("mount.fs", "tmpfs", "tmpfs", "/sys/fs/cgroup", "nosuid,nodev,noexec", "mode=755")]
+        return [_mount_v2(writable)]
+    ops = [op("mount.fs", "tmpfs", "tmpfs", "/sys/fs/cgroup", _FLAGS, "mode=755")]
     for group in found:
         if group.hierarchy.version == 1:
-            names = group.hierarchy.controllers
-            joined = ",".join(names)
-            ops.append(op("mount.cgroup", 1, joined, joined, *access))
-            if len(names) > 1:
-                ops += [op("symlink", joined, f"/sys/fs/cgroup/{name}") for name in names]
-    if not access:
+            ops += _mount_v1(group.hierarchy.controllers, writable)
+    if not writable:
         ops.append(op("mount.readonly", "/sys/fs/cgroup"))
     return ops
+
+
+def _mount_v2(writable: bool) -> Op:
+    if writable:
+        return op("mount.fs", "cgroup2", "cgroup2", "/sys/fs/cgroup", _FLAGS, "")
+    return op("mount.cgroup", 2, "", "cgroup2")
+
+
+def _mount_v1(controllers: tuple[str, ...], writable: bool) -> list[Op]:
+    """One hierarchy; one with several controllers is found by the name of each."""
+    name = ",".join(controllers)
+    if writable:
+        mount = op("mount.fs", "cgroup", "cgroup", f"/sys/fs/cgroup/{name}", _FLAGS, name)
+    else:
+        mount = op("mount.cgroup", 1, name, name)
+    links = controllers if len(controllers) > 1 else ()
+    return [mount, *(op("symlink", name, f"/sys/fs/cgroup/{link}") for link in links)]

@@ -110,7 +110,7 @@ def _cpuset(asked: str, available: str) -> None:
         raise UsageError(
             f"--cpuset-cpus {asked!r:.40}: not a list of CPUs", "write 0-2 or 0,2"
         ) from None
-    if not wanted <= parse_cpu_list(available):
+    if available and not wanted <= parse_cpu_list(available):
         raise Unsupported(
             f"--cpuset-cpus {asked}: this host has CPUs {available}", "choose among these"
         )

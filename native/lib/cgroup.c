@@ -212,12 +212,20 @@ static void remove_children(const char *path, int depth) {
         closedir(directory);
 }
 
+/* A frozen process of v1 does not die before it is thawed. */
+static void thaw(const char *group) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/freezer.state", group);
+    vmm_write_file(AT_FDCWD, path, "THAWED");
+}
+
 /* Remove `path`, killing what is in it; `waited` is shared by all groups of a workload. */
 static void remove_group(const char *path, long *waited) {
     for (long pause = 1; rmdir(path) < 0 && errno == EBUSY; pause = pause < 16 ? pause * 2 : 16) {
         if (*waited >= REMOVE_MS)
             return;
         vmm_cgroup_signal(path, SIGKILL);
+        thaw(path);
         remove_children(path, 0);
         sleep_ms(pause);
         *waited += pause;

@@ -56,23 +56,32 @@ static bool needs_between(const struct vmm_child *child) {
     return joined & (CLONE_NEWPID | CLONE_NEWUSER);
 }
 
+static int join_shared(struct vmm_launcher *launcher, struct vmm_child *child,
+                       unsigned long wanted, struct vmm_error *e) {
+    if (child->target >= 0 && setns(child->target, (int)wanted) < 0)
+        return vmm_fail(e, 125, errno, "cannot join the workload; it may have ended");
+    if (child->target >= 0)
+        return 0;
+    if (launcher->user >= 0 && setns(launcher->user, CLONE_NEWUSER) < 0)
+        return vmm_fail(e, 125, errno, "cannot join the user namespace");
+    return vmm_ns_join(child->host, wanted, e);
+}
+
 static int join_between(struct vmm_launcher *launcher, struct vmm_child *child,
                         struct vmm_error *e) {
     unsigned long wanted = vmm_ns_all(child->host) & (CLONE_NEWPID | CLONE_NEWUSER);
     snprintf(e->step, sizeof e->step, "ns");
-    if (wanted & CLONE_NEWUSER) { /* afterwards the host's cgroups are out of reach */
-        if (vmm_cgroup_join(child->host, true, e) < 0)
-            return -1;
-        child->cgroups_joined = true;
-    }
-    if (child->target >= 0) {
-        if (setns(child->target, (int)wanted) < 0)
-            return vmm_fail(e, 125, errno, "cannot join the workload; it may have ended");
-        return 0;
-    }
-    if (launcher->user >= 0 && setns(launcher->user, CLONE_NEWUSER) < 0)
-        return vmm_fail(e, 125, errno, "cannot join the user namespace");
-    return vmm_ns_join(child->host, CLONE_NEWPID | CLONE_NEWUSER, e);
+    if (!(wanted & CLONE_NEWUSER))
+        return join_shared(launcher, child, wanted, e);
+    if (vmm_cgroup_join(child->host, true, e) < 0) /* afterwards they are out of reach */
+        return -1;
+    child->cgroups_joined = true;
+    if (join_shared(launcher, child, wanted, e) < 0)
+        return -1;
+    /* Still the host's user, who has no number in there and may make no file: become its root. */
+    if ((setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0) && errno != EINVAL)
+        return vmm_fail(e, 125, errno, "cannot become the user namespace's root");
+    return 0;
 }
 
 /* Join, then fork the process proper as a child of the launcher. */

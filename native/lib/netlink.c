@@ -53,7 +53,8 @@ static void attribute_text(struct request *q, unsigned short type, const char *t
 }
 
 static void end(struct request *q, struct rtattr *nest) {
-    nest->rta_len = (unsigned short)((uint8_t *)q + q->header.nlmsg_len - (uint8_t *)nest);
+    unsigned short size = (unsigned short)((uint8_t *)q + q->header.nlmsg_len - (uint8_t *)nest);
+    memcpy(nest, &size, sizeof size); /* rta_len; `body` is bytes, so no store through rtattr */
 }
 
 static struct request request(unsigned short type, unsigned short flags, const void *message,

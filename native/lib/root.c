@@ -49,6 +49,7 @@ static int add_directory(struct text *t, const char *option, const char *path, i
 
 /* An overlay once mounted `volatile` refuses to be mounted again while this mark is there. */
 static void forget_volatile(int work) {
+    unlinkat(work, "work/incompat/volatile/dirty", 0);
     unlinkat(work, "work/incompat/volatile", AT_REMOVEDIR);
     unlinkat(work, "work/incompat", AT_REMOVEDIR);
 }

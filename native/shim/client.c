@@ -9,6 +9,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+enum { ACCEPTS_AT_ONCE = 32 };
+
 static void fail(struct client *c)
 {
     c->dead = c->failed = true;
@@ -218,13 +220,8 @@ static bool admit(const struct shim *s, int fd)
     return s->client_count < CLIENTS_MAX && platform_peer_allowed(fd);
 }
 
-void client_accept(struct shim *s, void *object, short events)
+static void welcome(struct shim *s, int fd)
 {
-    (void)object;
-    (void)events;
-    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return;
     struct client *c = admit(s, fd) ? calloc(1, sizeof *c) : NULL;
     if (!c) {
         vmm_close(&fd);
@@ -237,6 +234,18 @@ void client_accept(struct shim *s, void *object, short events)
     s->clients = c;
     s->client_count++;
     client_args(c, 0, VMM_HELLO, 2, (const char *[]){VMM_PROTOCOL, "exec-attach"});
+}
+
+void client_accept(struct shim *s, void *object, short events)
+{
+    (void)object;
+    (void)events;
+    for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
+        int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd < 0)
+            return;
+        welcome(s, fd);
+    }
 }
 
 /* A sender of standard input is gone. */

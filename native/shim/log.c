@@ -220,6 +220,12 @@ void log_end_stream(struct log *log, int stream)
     release(line);
 }
 
+void log_release(void)
+{
+    if (!batch.size)
+        platform_release(batch_area, sizeof batch_area);
+}
+
 void log_close(struct log *log)
 {
     log_end_stream(log, 0);

@@ -27,6 +27,8 @@ void log_write(struct log *log, int stream, const uint8_t *data, size_t size);
 
 /* The stream ended: what is left of its last line is written without a newline. */
 void log_end_stream(struct log *log, int stream);
+/* Give the memory of the write buffer back; nothing is lost. */
+void log_release(void);
 void log_close(struct log *log);
 
 #endif

@@ -90,11 +90,26 @@ static void dispatch(struct shim *s)
             round_.watched[i].handler(s, round_.watched[i].object, round_.fds[i].revents);
 }
 
+/* Wait for the next event or timer. After a second of quiet, scratch memory is given back. */
+static int wait_events(int limit)
+{
+    enum { QUIET_MS = 1000 };
+    if (limit >= 0 && limit <= QUIET_MS)
+        return poll(round_.fds, round_.count, limit);
+    int n = poll(round_.fds, round_.count, QUIET_MS);
+    if (n)
+        return n;
+    log_release();
+    streams_release();
+    platform_release_stack();
+    return poll(round_.fds, round_.count, limit < 0 ? -1 : limit - QUIET_MS);
+}
+
 void loop_run(struct shim *s)
 {
     while (!ending_done(s, now_ms())) {
         watch_all(s);
-        int n = poll(round_.fds, round_.count, timeout(s, now_ms()));
+        int n = wait_events(timeout(s, now_ms()));
         if (n > 0)
             dispatch(s);
         else if (n < 0 && errno != EINTR)

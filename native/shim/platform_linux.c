@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -126,6 +127,24 @@ void platform_harden(void)
     mallopt(M_TRIM_THRESHOLD, 64 << 10);
     mallopt(M_TOP_PAD, 4096);
 #endif
+}
+
+/* Give whole pages of a scratch area back; they read as zero afterwards (madvise(2)). */
+void platform_release(void *area, size_t size)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)area + page - 1) & ~(page - 1);
+    uintptr_t to = ((uintptr_t)area + size) & ~(page - 1);
+    if (to > from)
+        madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+/* The stack below this function was used by calls that have returned. */
+__attribute__((noinline)) void platform_release_stack(void)
+{
+    enum { DEPTH = 256 << 10, NEAR = 8 << 10 };
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+    platform_release((void *)(here - DEPTH), DEPTH - NEAR);
 }
 
 void platform_die_with_parent(void)

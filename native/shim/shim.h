@@ -171,6 +171,7 @@ void streams_input_eof(struct session *session);
 bool streams_input_full(const struct session *session);
 bool streams_drained(const struct session *session, int64_t now);
 void streams_end(struct session *session, int64_t now);
+void streams_release(void);
 void streams_resize(struct session *session, unsigned short rows, unsigned short columns);
 
 /* client.c */
@@ -217,6 +218,8 @@ bool platform_delivered(int fd);
 void platform_close_except(const int *keep, size_t count);
 int platform_tty_slave(int master);
 void platform_harden(void);
+void platform_release(void *area, size_t size);
+void platform_release_stack(void);
 void platform_die_with_parent(void);
 
 #endif

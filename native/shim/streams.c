@@ -212,6 +212,12 @@ bool streams_drained(const struct session *session, int64_t now)
     return session->is_exec && !session->tty && !readable(session->out) && !readable(session->err);
 }
 
+/* Nothing is under way: the read buffer's memory may go. */
+void streams_release(void)
+{
+    platform_release(chunk, sizeof chunk);
+}
+
 void streams_resize(struct session *session, unsigned short rows, unsigned short columns)
 {
     struct winsize size = {.ws_row = rows, .ws_col = columns};

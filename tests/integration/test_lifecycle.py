@@ -18,7 +18,7 @@ from tests.instance import Instance
     [
         (["true"], 0),
         (["sh", "-c", "exit 7"], 7),
-        (["sh", "-c", "kill -9 $$"], 137),
+        (["sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137),
         (["no-such-program"], 127),
         (["/etc"], 126),
         (["/etc/passwd"], 126),
@@ -150,6 +150,7 @@ os.write(master, b'tty; echo x$((1+1))\\n')
 until(b'/dev/pts/0')
 until(b'x2')
 os.write(master, b'\\x10\\x11')
+until(b'read escape sequence')
 _, status = os.waitpid(pid, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 """

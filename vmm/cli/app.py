@@ -25,10 +25,11 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         parsed = _parse(self, ctx, args, greedy=self.entry.greedy)
-        if "--help" not in parsed.options:
-            self._check_count(ctx, len(parsed.arguments))
-        rest: list[str] = super().parse_args(ctx, [*parsed.options, "--", *parsed.arguments])
-        return rest
+        if "--help" in parsed.options:
+            _print_help(ctx)
+        self._check_count(ctx, len(parsed.arguments))
+        ctx.params.update(bind(self.params, parsed))
+        return []
 
     def _check_count(self, ctx: Any, given: int) -> None:
         arguments = [p for p in self.params if p.param_type_name == "argument"]
@@ -66,7 +67,15 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         parsed = _parse(self, ctx, args, greedy=True)
-        rest: list[str] = super().parse_args(ctx, [*parsed.options, *parsed.arguments])
+        if "--help" in parsed.options:
+            _print_help(ctx)
+        # The parser itself sees no options: bind() has them.
+        params, self.params, self.add_help_option = self.params, [], False
+        try:
+            rest: list[str] = super().parse_args(ctx, parsed.arguments)
+        finally:
+            self.params, self.add_help_option = params, True
+        ctx.params.update(bind(params, parsed))
         return rest
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -115,6 +124,40 @@ def _parse(command: Any, ctx: Any, args: list[str], *, greedy: bool) -> Parsed:
         raise UsageError(error.message, f"See '{ctx.command_path} --help'.") from None
     except UsageError as error:
         raise UsageError(error.message, f"See '{ctx.command_path} --help'.") from None
+
+
+def bind(params: list[Any], parsed: Parsed) -> dict[str, Any]:
+    """Values of parameters by name. Every value is a text, a list of texts or a boolean, so
+    the parser's own conversion, slow to load, has nothing to do."""
+    given: dict[str, list[str | bool]] = {}
+    for word in parsed.options:
+        name, equals, value = word.partition("=")
+        given.setdefault(name, []).append(value if equals else True)
+    values: dict[str, Any] = {}
+    arguments = list(parsed.arguments)
+    for param in params:
+        if param.param_type_name == "argument":
+            values[param.name] = _argument(param, arguments)
+            continue
+        found = [value for name in param.opts for value in given.get(name, ())]
+        if any(name in given for name in param.secondary_opts):
+            found = [False]
+        chosen = found if param.multiple else found[-1] if found else None
+        values[param.name] = param.default if not found else chosen
+    return values
+
+
+def _argument(param: Any, left: list[str]) -> Any:
+    """Take what belongs to an argument from those that are left."""
+    if param.nargs == -1:
+        taken, left[:] = list(left), []
+        return taken or param.default
+    return left.pop(0) if left else param.default
+
+
+def _print_help(ctx: Any) -> None:
+    typer.echo(ctx.get_help())
+    raise typer.Exit
 
 
 def _unknown_command(path: str, name: str, known: list[str]) -> UsageError:

@@ -95,7 +95,7 @@ def _names(before: list[str], entry: table.Entry) -> list[str]:
             short = familiar()
             return [short(r) for image in context.engine().images() for r in image.references]
         if "CONTAINER" in entry.usage:
-            return [v.spec.name for v in context.engine().list(all=True)]
+            return [v.spec.name for v in context.engine().workloads(everything=True)]
     except (VmmError, OSError):
         return []
     return []

@@ -158,7 +158,7 @@ def prune(
     if not confirm("This will remove all stopped workloads.", force):
         return 0
     engine = context.engine()
-    stopped = [v.spec.id for v in engine.list(all=True)
+    stopped = [v.spec.id for v in engine.workloads(everything=True)
                if v.state.status in {"created", "exited", "dead"}]  # fmt: skip
     if stopped:
         line("Deleted Containers:")

@@ -55,7 +55,7 @@ def ps(
     count = 1 if latest else integer(last, "--last", low=-1)
     engine = context.engine()
     everything = all or count > 0 or bool({"status", "exited"} & set(filters))
-    chosen = [v for v in engine.list(all=everything) if matches(v, filters)]
+    chosen = [v for v in engine.workloads(everything=everything) if matches(v, filters)]
     chosen = chosen[:count] if count > 0 else chosen
     if quiet and not format:
         format = "{{.ID}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from struct import Struct
 from time import monotonic
 from types import TracebackType
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from vmm.model.errors import LaunchError, ShimLost, UsageError, VmmError
 #: Seconds a shim may take to answer what it can answer at once.
 ANSWER_TIMEOUT = 60.0
 _SOCKET_PATH_MAX = 107
+_TIMEVAL = Struct("@ll")
 
 
 class Exit(NamedTuple):
@@ -23,6 +25,11 @@ class Exit(NamedTuple):
     code: int
     signal: int = 0
     oom: bool = False
+
+
+def _timeval(seconds: float) -> bytes:
+    """struct timeval (setsockopt(2), SO_SNDTIMEO)."""
+    return _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
 
 
 class Control:
@@ -43,7 +50,8 @@ class Control:
     def connect(cls, path: str, timeout: float = 5.0) -> Control:
         """Connect to ``path`` (``ctl.sock``) and exchange HELLO within ``timeout`` seconds."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
+        # A blocking connect waits for room in the listener's queue, as long as SO_SNDTIMEO says.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
         if len(path.encode()) > _SOCKET_PATH_MAX:
             raise UsageError(
                 f"control socket {path}: longer than {_SOCKET_PATH_MAX} bytes",
@@ -54,6 +62,7 @@ class Control:
         except OSError as error:
             connection.close()
             raise ShimLost(f"{path}: {error.strerror or error}") from None
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
         control = cls(connection, path)
         try:
             control._hello(timeout)

@@ -56,12 +56,9 @@ def select(
 
 
 def absolute(destination: str, working_dir: str) -> str:
-    """``destination`` from the root; a slash at its end stays."""
-    if destination.startswith("/"):
-        return destination
-    joined = posixpath.normpath(posixpath.join("/", working_dir, destination))
-    slash = "/" if destination.endswith(("/", "/.")) and joined != "/" else ""
-    return "/" + joined.lstrip("/") + slash
+    """``destination`` from the root, cleaned as text; a slash at its end stays."""
+    cleaned = posixpath.normpath(posixpath.join("/", working_dir, destination)).lstrip("/")
+    return f"/{cleaned}/" if cleaned and destination.endswith(("/", "/.")) else f"/{cleaned}"
 
 
 def summary(tree: SourceTree, sources: tuple[Source, ...]) -> str:

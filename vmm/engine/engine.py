@@ -96,7 +96,7 @@ class Engine:
 
         return sessions.wait(self.ctx, reference)
 
-    def list(self, *, all: bool = False) -> list[WorkloadView]:
+    def workloads(self, *, everything: bool = False) -> list[WorkloadView]:
         from vmm.engine import query
 
         return query.list_workloads(self.ctx, everything=everything)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from vmm.engine.backends import ARCHITECTURES
 from vmm.engine.context import Context
 from vmm.engine.maintenance import images_in_use
 from vmm.engine.recovery import recover
@@ -14,6 +16,9 @@ from vmm.engine.status import LIVE, observe
 from vmm.model.errors import UsageError
 from vmm.model.image import ContainerConfig, Image
 from vmm.model.request import BuildRequest
+
+if TYPE_CHECKING:
+    from vmm.engine.build_events import Progress
 
 
 def remove(ctx: Context, reference: str, *, force: bool) -> list[str]:
@@ -46,9 +51,24 @@ def _changed(changes: list[str]) -> ContainerConfig:
     """``--change``: Dockerfile instructions applied to an empty configuration."""
     if not changes:
         return ContainerConfig()
-    from vmm.engine.build import apply_changes
+    from vmm.dockerfile import analyse, commands, parse
+    from vmm.dockerfile.words import WordError
+    from vmm.engine.build_args import BuildArgs
+    from vmm.engine.build_state import State, Words, apply
 
-    return apply_changes(ContainerConfig(), changes)
+    program = analyse(parse("\n".join(["FROM scratch", *changes]), "--change"))
+    state, args = State(architecture=""), BuildArgs({}, {})
+    for command in program.stages[-1].commands:
+        if isinstance(command, commands.Run | commands.Copy | commands.Workdir | commands.Arg):
+            raise UsageError(
+                f"{command.text.split()[0]} is not a valid change command",
+                "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, STOPSIGNAL are",
+            )
+        try:
+            apply(state, command, Words(state.config.env, {}, program.escape), args)
+        except WordError as error:
+            raise UsageError(f"--change {command.text!r:.100}: {error}") from None
+    return state.config
 
 
 def bootstrap(ctx: Context, name: str, reference: str, output: Callable[[str], None]) -> Image:
@@ -60,6 +80,20 @@ def bootstrap(ctx: Context, name: str, reference: str, output: Callable[[str], N
         return bootstrap(name, HostRunner(), ctx.images, reference=reference, say=output)
 
 
-def build(ctx: Context, request: BuildRequest, progress: Any) -> str:
+def build(ctx: Context, request: BuildRequest, progress: Progress) -> str:
     """Build an image from a Dockerfile; its id."""
-    raise NotImplementedError
+    from vmm.engine.build import Builder
+    from vmm.engine.runstep import run_step
+
+    recover(ctx)
+    architecture = ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+    builder = Builder(
+        ctx.images,
+        ctx.layers,
+        partial(run_step, ctx),
+        ctx.root,
+        progress,
+        architecture=architecture,
+        environ=os.environ,
+    )
+    return builder.build(request).id

@@ -164,11 +164,14 @@ def end(ctx: Context, workload: str, signum: int, milliseconds: int) -> None:
     """Stop by the shim and wait for its end; this process reaps, so the shim starts no reaper."""
     if not shim_alive(ctx.store.state(workload)):
         return
-    with contextlib.suppress(ShimLost), launching.connect(ctx, workload) as control:
-        with control.sibling() as waiter:
-            waiter.expect_exit(promise=True)
-            control.stop(signum, milliseconds)
-            waiter.wait_closed()
+    with (
+        contextlib.suppress(ShimLost),
+        launching.connect(ctx, workload) as control,
+        control.sibling() as waiter,
+    ):
+        waiter.expect_exit(promise=True)
+        control.stop(signum, milliseconds)
+        waiter.wait_closed()
 
 
 def kill(ctx: Context, reference: str, signal: str) -> None:

@@ -76,9 +76,7 @@ def df(ctx: Context) -> list[dict[str, Any]]:
     idle = sum(size for i, size in writable.items() if i not in {r.id for r in running})
     volumes = ctx.volumes.list()
     in_use = volumes_in_use(ctx)
-    sizes = {
-        volume.name: ctx.volumes.size(volume.name) for volume in volumes
-    }
+    sizes = {volume.name: ctx.volumes.size(volume.name) for volume in volumes}
     free_volumes = sum(size for name, size in sizes.items() if name not in in_use)
     unused = image_bytes - sum(ctx.layers.size(chain) for chain in kept)
     return [

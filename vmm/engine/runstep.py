@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,9 +15,9 @@ from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.resolve import merge_env
 from vmm.engine.users import resolve_user
-from vmm.model.backend import CompileInput, Endpoint, RootLayout, WorkloadPaths
+from vmm.model.backend import CompileInput, Endpoint, ResolvedMount, RootLayout, WorkloadPaths
 from vmm.model.errors import ShimLost
-from vmm.model.ids import new_id, short
+from vmm.model.ids import short
 from vmm.model.image import ContainerConfig
 from vmm.model.spec import Log, Network, Process, WorkloadSpec
 from vmm.ports.files import atomic_write
@@ -30,11 +30,16 @@ def run_step(
     argv: tuple[str, ...],
     env: tuple[str, ...],
     *,
+    identity: str,
     network: str,
+    volumes: Mapping[str, str],
     output: Callable[[bytes], None],
 ) -> int:
-    """Run one command in the layout's root; its output goes to ``output``, its code is returned."""
-    workload = new_id()
+    """Run one command in the layout's root; its exit code.
+
+    ``identity`` is its id, ``volumes`` are host directories by their target inside.
+    """
+    workload = identity
     directory = Path(layout.upper).parent
     spec = WorkloadSpec(
         id=workload,
@@ -51,7 +56,7 @@ def run_step(
     )
     backend = ctx.backend("container")
     try:
-        given = _input(ctx, spec, layout, directory)
+        given = _input(ctx, spec, layout, directory, volumes)
         plan = directory / "launch.plan"
         atomic_write(plan, backend.compile(given).encode())
         Path(given.paths.run).mkdir(mode=0o700)
@@ -83,7 +88,13 @@ def _paths(ctx: Context, spec: WorkloadSpec, directory: Path) -> WorkloadPaths:
     )
 
 
-def _input(ctx: Context, spec: WorkloadSpec, layout: RootLayout, directory: Path) -> CompileInput:
+def _input(
+    ctx: Context,
+    spec: WorkloadSpec,
+    layout: RootLayout,
+    directory: Path,
+    volumes: Mapping[str, str],
+) -> CompileInput:
     endpoint: Endpoint | None = None
     if spec.network.mode == "bridge":
         endpoint = ctx.network.endpoint(ctx.bridge(), spec.id)
@@ -104,6 +115,10 @@ def _input(ctx: Context, spec: WorkloadSpec, layout: RootLayout, directory: Path
         paths=paths,
         user=user,
         endpoint=endpoint,
+        mounts=tuple(
+            ResolvedMount(kind="bind", target=target, source=source)
+            for target, source in volumes.items()
+        ),
         seccomp=ctx.backend("container").filter(spec, facts, str(ctx.root / "cache")),
     )
 

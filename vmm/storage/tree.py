@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vmm.model.errors import VmmError
 from vmm.ports.kernel import (
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
@@ -48,7 +49,7 @@ def walk(root: int) -> Iterator[Entry]:
     pending = [""]
     while pending:
         directory = pending.pop()
-        parent = open_exactly(root, directory)
+        parent = _open_on_walk(root, directory)
         try:
             below = []
             for name in sorted(os.listdir(parent), key=os.fsencode):
@@ -60,6 +61,15 @@ def walk(root: int) -> Iterator[Entry]:
             pending.extend(reversed(below))
         finally:
             os.close(parent)
+
+
+def _open_on_walk(root: int, directory: str) -> int:
+    try:
+        return open_exactly(root, directory)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise VmmError(f"/{directory[:100]}…: a path of more than 4096 bytes") from None
+        raise
 
 
 def content_size(root: int) -> int:

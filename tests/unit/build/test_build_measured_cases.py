@@ -21,6 +21,8 @@ from vmm.storage.tree import walk
 
 #: What is refused by design, with the words that must say so.
 REFUSED = {"028": "ONBUILD is not supported"}
+#: Contexts with symbolic links, which the stored copies hold as files with the target's name.
+LINKED = ("020", "054", "160", "162")
 TYPES = {stat.S_IFREG: "0", stat.S_IFLNK: "2", stat.S_IFDIR: "5"}
 
 
@@ -40,7 +42,14 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Workshop:
     shop.images.commit(config, layers, ["mirror.gcr.io/alpine"])
     base = tmp_path_factory.mktemp("base")
     bash = '#!/bin/sh\nshift\nexec /bin/sh -xc "$@"\n'
-    files = {"etc/passwd": PASSWD, "etc/group": GROUP, "boot": None, "bin/bash": bash}
+    files = {
+        "etc/passwd": PASSWD,
+        "etc/group": GROUP,
+        "boot": None,
+        "usr/local": None,
+        "usr/bin/script": "",
+        "bin/bash": bash,
+    }
     (base / "base.tar").write_bytes(tar_of(files).getvalue())
     (base / "Dockerfile").write_text('FROM mirror.gcr.io/busybox\nADD base.tar /\nCMD ["bash"]\n')
     shop.build(base, tags=("quay.io/libpod/centos:7",))
@@ -119,10 +128,21 @@ def _widen(context: Path, number: str) -> None:
         os.chmod(directory, 0o775)
         for name in names:
             path = os.path.join(directory, name)
+            if number in LINKED:
+                _restore_link(path)
             if not os.path.islink(path):
                 narrow = (number, name) == ("054", "Dockerfile")
                 executable = os.stat(path).st_mode & 0o111
                 os.chmod(path, (0o644 if narrow else 0o664) | executable)
+
+
+def _restore_link(path: str) -> None:
+    """A file that holds nothing but the name of another one was a link to it."""
+    with open(path) as file:
+        target = file.read(100)
+    if target and "\n" not in target and os.path.exists(f"{os.path.dirname(path)}/{target}"):
+        os.unlink(path)
+        os.symlink(target, path)
 
 
 def _last_base(dockerfile: Path, expected: dict[str, Any]) -> str:

@@ -165,13 +165,14 @@ BAD = {
     '{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["x"]}': "no such architecture",
     '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_LOG"}]}': "syscalls[0]",
     "[" * 100_000: "",
+    '{"defaultAction": "\udc80"}': "",
 }
 
 
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
-def test_bad_profiles_say_what_is_wrong(text: str) -> None:
+def test_bad_profiles_say_what_is_wrong(text: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidDocument) as caught:
-        seccomp.compiled(spec(security=Security(seccomp=text)), HOST, "")
+        seccomp.compiled(spec(security=Security(seccomp=text)), HOST, str(tmp_path))
     assert BAD[text] in str(caught.value)
     assert caught.value.hint
 

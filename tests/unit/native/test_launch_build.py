@@ -11,7 +11,9 @@ NATIVE = Path(__file__).parents[3] / "native"
 def test_record_decoder_under_sanitizers(tmp_path: Path) -> None:
     done = subprocess.run(
         ["make", "-s", "-C", str(NATIVE), f"BUILD={tmp_path}", "check"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, "records: ok\n"), done.stderr
 

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
-from launching import CAPS, Case, caps
+from launching import CAPS, Case, caps, deny
 
 from vmm.model.launch import Op, op
-
-EPERM_FILTER = 0x00050000 | 1
-ALLOW = 0x7FFF0000
-
-
-def deny(*syscalls: int) -> Op:
-    """A filter that answers EPERM to these system call numbers (x86-64 or not: by number only)."""
-    code = [struct.pack("<HBBI", 0x20, 0, 0, 0)]
-    for i, number in enumerate(syscalls):
-        code.append(struct.pack("<HBBI", 0x15, len(syscalls) - i, 0, number))
-    code.append(struct.pack("<HBBI", 0x06, 0, 0, ALLOW))
-    code.append(struct.pack("<HBBI", 0x06, 0, 0, EPERM_FILTER))
-    return op("seccomp", b"".join(code))
 
 
 def status(text: str) -> dict[str, str]:
@@ -33,7 +18,9 @@ def test_is_first_process_and_alone(case: Case) -> None:
     assert int(result.out.split()[1]) <= 3, "only the shell and its children"
 
 
-@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$; exit 3", 3)])
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$; exit 3", 3)]
+)
 def test_exit_code(case: Case, script: str, code: int) -> None:
     assert case.sh(script).code == code
 
@@ -75,14 +62,17 @@ def test_path_comes_from_the_environment(case: Case) -> None:
     (case.layer / "my").mkdir()
     (case.layer / "my/tool").symlink_to("/bin/busybox")
     case.env = ["PATH=/nowhere:/my", "A=1 2", "B="]
-    assert case.run("tool").code != 127
+    assert "applet not found" in case.run("tool").err, "busybox itself says so"
     assert case.run("/bin/env").out == "PATH=/nowhere:/my\nA=1 2\nB=\n", "nothing of the host's"
 
 
 def test_only_three_descriptors(case: Case) -> None:
     numbers = case.run("ls", "/proc/self/fd").out.split()
     assert numbers == ["0", "1", "2", "3"], "3 is ls's own directory"
-    assert case.sh("for f in 3 4 5 6 7 8 9 10 11; do test -e /proc/$$/fd/$f && echo $f; done").out == ""
+    assert (
+        case.sh("for f in 3 4 5 6 7 8 9 10 11; do test -e /proc/$$/fd/$f && echo $f; done").out
+        == ""
+    )
 
 
 def test_capabilities_of_root(case: Case) -> None:
@@ -93,8 +83,11 @@ def test_capabilities_of_root(case: Case) -> None:
 
 
 def test_user_has_no_capability(case: Case) -> None:
-    case.process = [op("groups", 7, 8), op("user", 1000, 1001),
-                    op("caps", f"{CAPS:x}", "0", "0", "0", "0")]
+    case.process = [
+        op("groups", 7, 8),
+        op("user", 1000, 1001),
+        op("caps", f"{CAPS:x}", "0", "0", "0", "0"),
+    ]
     seen = status(case.run("cat", "/proc/self/status").out)
     assert seen["Uid"].split() == ["1000"] * 4
     assert seen["Gid"].split() == ["1001"] * 4
@@ -105,8 +98,10 @@ def test_user_has_no_capability(case: Case) -> None:
 
 def test_ambient_capability_of_a_user(case: Case) -> None:
     bind = 1 << 10
-    case.process = [op("user", 1000, 1000),
-                    op("caps", f"{CAPS:x}", f"{bind:x}", f"{bind:x}", f"{bind:x}", f"{bind:x}")]
+    case.process = [
+        op("user", 1000, 1000),
+        op("caps", f"{CAPS:x}", f"{bind:x}", f"{bind:x}", f"{bind:x}", f"{bind:x}"),
+    ]
     seen = status(case.run("cat", "/proc/self/status").out)
     assert int(seen["CapEff"], 16) == int(seen["CapAmb"], 16) == bind
 
@@ -119,9 +114,12 @@ def test_supplementary_groups_are_cleared(case: Case) -> None:
 @pytest.mark.parametrize("user", [0, 1000])
 def test_seccomp(case: Case, privileges: list[Op], user: int) -> None:
     mask = CAPS if user == 0 else 0
-    case.process = [op("user", user, user),
-                    op("caps", f"{CAPS:x}", f"{mask:x}", f"{mask:x}", "0", "0"),
-                    deny(83, 258), *privileges]
+    case.process = [
+        op("user", user, user),
+        op("caps", f"{CAPS:x}", f"{mask:x}", f"{mask:x}", "0", "0"),
+        deny(83, 258),
+        *privileges,
+    ]
     result = case.sh("mkdir /tmp; cat /proc/self/status")
     seen = status(result.out)
     assert seen["Seccomp"] == "2"
@@ -132,7 +130,11 @@ def test_seccomp(case: Case, privileges: list[Op], user: int) -> None:
 
 
 def test_limits_and_umask(case: Case) -> None:
-    case.process += [op("rlimit", "nofile", 100, 200), op("rlimit", "core", 0, 0), op("umask", "077")]
+    case.process += [
+        op("rlimit", "nofile", 100, 200),
+        op("rlimit", "core", 0, 0),
+        op("umask", "077"),
+    ]
     result = case.sh("ulimit -n; ulimit -Hn; ulimit -c; umask")
     assert result.out.split() == ["100", "200", "0", "0077"]
     assert case.sh("cat /proc/self/oom_score_adj").out.strip() == "0"
@@ -179,14 +181,17 @@ def test_init_reaps_forwards_and_reports(case: Case) -> None:
 
 def test_init_program_cannot_be_written(case: Case) -> None:
     case.process.append(op("init", str(case.libexec / "vmm-init")))
-    result = case.sh("echo x >>/proc/1/exe; ls /proc/$$/fd")
-    assert "Read-only file system" in result.err
-    assert result.out.split() in (["0", "1", "2"], ["0", "1", "10", "2"])
+    result = case.sh("echo x >>/proc/1/exe; ls /proc/$$/fd; true")
+    assert "Text file busy" in result.err or "Read-only file system" in result.err
+    assert result.out.split() == ["0", "1", "2"]
 
 
 def test_terminal(case: Case) -> None:
-    result = case.sh("tty; tty </dev/console; ls /proc/$$/fd | wc -l; stty size 2>/dev/null; ls /dev/pts",
-                     options=("-t",))
+    case.before_pivot.append(op("dev.node", "/dev/tty", "c", 5, 0, "666", 0, 0))
+    result = case.sh(
+        "tty; tty </dev/console; ls /proc/$$/fd | wc -l; stty size 2>/dev/null; ls /dev/pts",
+        options=("-t",),
+    )
     out = result.out.split("\r\n")
     assert out[0] == "/dev/pts/0"
     assert out[1] == "/dev/console"
@@ -199,18 +204,33 @@ def test_null_input_is_the_workloads_own(case: Case) -> None:
 
     path = case.base / "plan"
     path.write_bytes(case.plan("sh", "-c", "stat -L -c %d /proc/self/fd/0 /dev").encode())
-    out = subprocess.run([str(case.libexec / "vmm-launch"), str(path)], stdin=subprocess.DEVNULL,
-                         capture_output=True, check=True, timeout=20).stdout.split()
+    out = subprocess.run(
+        [str(case.libexec / "vmm-launch"), str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        timeout=20,
+    ).stdout.split()
     assert out[0] == out[1]
 
 
 def test_exec_joins_everything(case: Case) -> None:
     case.before_pivot.append(op("hostname", "inside"))
-    result = case.exec(op("env", case.env[0], "X=1"), op("cwd", "/etc", "must"), caps(), deny(83),
-                       op("exec", "sh", "-c", "hostname; pwd; echo $X; cat /proc/1/cmdline; ls /proc/self/fd; "
-                          "for n in pid mnt uts ipc net cgroup; do "
-                          "test $(readlink /proc/self/ns/$n) = $(readlink /proc/1/ns/$n) || echo $n; done; "
-                          "grep -E 'CapEff|CapInh|^Seccomp:' /proc/self/status; exit 4"))
+    result = case.exec(
+        op("env", case.env[0], "X=1"),
+        op("cwd", "/etc", "must"),
+        caps(),
+        deny(83),
+        op(
+            "exec",
+            "sh",
+            "-c",
+            "hostname; pwd; echo $X; cat /proc/1/cmdline; ls /proc/self/fd; "
+            "for n in pid mnt uts ipc net cgroup; do "
+            "test $(readlink /proc/self/ns/$n) = $(readlink /proc/1/ns/$n) || echo $n; done; "
+            "grep -E 'CapEff|CapInh|^Seccomp:' /proc/self/status; exit 4",
+        ),
+    )
     assert result.code == 4, result.err
     lines = result.out.replace("\0", " ").split("\n")
     assert lines[0:3] == ["inside", "/etc", "1"]

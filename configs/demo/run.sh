@@ -46,21 +46,25 @@ show run -d --rm --name demo -p "$port:80" \
     -v "$work/html:/var/www/html" -v "$work/log:/var/log/lighttpd" demo
 
 say "fetch the page"
-for _ in $(seq 100); do
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+fetch() {
+    (
+        exec 3<>"/dev/tcp/127.0.0.1/$port"
+        printf 'GET / HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
+        cat <&3
+    ) 2>/dev/null
+}
+page=
+for _ in $(seq 100); do # the server takes a moment to listen
+    page=$(fetch || true)
+    [ -z "$page" ] || break
     sleep 0.1
 done
-exec 3<>"/dev/tcp/127.0.0.1/$port"
-printf 'GET / HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
-page=$(cat <&3)
-exec 3<&-
 echo "$page"
 grep -q "Hello from vmm" <<<"$page"
 
 say "look at it"
 show ps
 show port demo
-show exec demo sh -c 'echo "a line on the console" >/proc/1/fd/1'
 show logs demo
 show exec demo cat /proc/mounts
 show inspect --format '{{.State.Status}} {{.NetworkSettings.IPAddress}}' demo

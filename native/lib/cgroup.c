@@ -45,26 +45,29 @@ static bool in_hierarchy(const char *directory) {
            (fs.f_type == CGROUP2_SUPER_MAGIC || fs.f_type == CGROUP_SUPER_MAGIC);
 }
 
-/* mkdir -p, but never outside a mounted hierarchy. */
-static int make_group(char *path) {
-    if (mkdir(path, 0755) == 0) {
-        if (in_hierarchy(path)) {
-            inherit_cpuset(path);
-            return 0;
-        }
-        rmdir(path);
-        errno = ENODEV;
-        return -1;
-    }
-    if (errno == EEXIST)
+/* A group to be read from inside by anybody, whatever our umask; it may exist already. */
+static int make_one(const char *path) {
+    if (mkdir(path, 0755) < 0)
+        return errno == EEXIST ? 0 : -1;
+    if (in_hierarchy(path) && chmod(path, 0755) == 0) {
+        inherit_cpuset(path);
         return 0;
+    }
+    rmdir(path);
+    errno = ENODEV; /* never a plain directory beside the hierarchies */
+    return -1;
+}
+
+static int make_group(char *path) {
     char *slash = strrchr(path, '/');
+    if (make_one(path) == 0)
+        return 0;
     if (errno != ENOENT || !slash || slash == path)
         return -1;
     *slash = 0;
     int made = make_group(path);
     *slash = '/';
-    return made < 0 || (mkdir(path, 0755) < 0 && errno != EEXIST) ? -1 : (inherit_cpuset(path), 0);
+    return made < 0 ? -1 : make_one(path);
 }
 
 static int run_one(const struct vmm_record *r, struct vmm_error *e) {

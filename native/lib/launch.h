@@ -14,7 +14,7 @@ struct vmm_plan {
 int vmm_plan_read(const char *path, struct vmm_plan *out, struct vmm_error *e);
 void vmm_plan_free(struct vmm_plan *plan);
 
-/* What a process gets as 0, 1, 2. With `tty`, a terminal is allocated from the workload's own devpts,
+/* What a process gets as 0, 1, 2; -1 or any null device: the workload's own /dev/null. With `tty`, a terminal is allocated from the workload's own devpts,
  * made its controlling terminal, and its master is returned in `master` (the fds are ignored). */
 struct vmm_stdio {
     int fd[3];

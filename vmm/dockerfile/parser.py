@@ -19,6 +19,7 @@ MAX_SIZE = 1 << 20
 _DIRECTIVES = ("syntax", "escape", "check")
 _DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$")
 _BLANKS = re.compile(r"[\t\v\f\r ]+")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEREDOC = re.compile(r"(\d*)<<(-?)\s*([^<\s]+)$")
 _WITH_HEREDOC = ("ADD", "COPY", "RUN")
 
@@ -252,7 +253,7 @@ def parse_json(rest: str) -> tuple[str, ...] | None:
         return None
     if not all(isinstance(value, str) for value in values):
         raise LineError("only strings are allowed in an exec form array")
-    return tuple(values)
+    return tuple(_LONE_SURROGATE.sub("\ufffd", value) for value in values)
 
 
 def _no_constant(name: str) -> None:

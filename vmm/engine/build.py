@@ -131,6 +131,8 @@ def apply_changes(config: ContainerConfig, changes: Sequence[str]) -> ContainerC
     if not changes:
         return config
     program = analyse(parse("\n".join(["FROM scratch", *changes]), "--change"))
+    if len(program.stages) > 1:
+        raise UsageError("--change FROM: is not a valid change")
     state = State(architecture="", config=config)
     args = BuildArgs({}, {})
     for command in program.stages[-1].commands:

@@ -1,4 +1,4 @@
-"""The instructions of a Dockerfile, carried out one after the other, each from the cache or anew."""
+"""The instructions of a Dockerfile, carried out in order, each from the cache or anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from vmm.dockerfile import Program, Stage, commands
-from vmm.dockerfile.parser import LineError
 from vmm.dockerfile.stages import refuse_remote
 from vmm.dockerfile.words import WordError, expand
 from vmm.engine import build_copy, build_events
@@ -88,10 +87,12 @@ class BuildRun:
         except VmmError as error:
             message = f"{place}: {keyword} failed: {error.message}"
             raise BuildError(message, line=command.line, hint=error.hint) from error
-        except (WordError, LineError, OSError) as error:
-            what = f"{error.strerror}: {error.filename or ''}" if isinstance(error, OSError) else ""
-            message = f"{place}: {keyword} failed: {what.rstrip(': ') or error}"
-            raise BuildError(message, line=command.line) from error
+        except OSError as error:
+            message = f"{place}: {keyword} failed: {error.strerror}: {error.filename or ''}"
+            raise BuildError(message.rstrip(": "), line=command.line) from error
+        except ValueError as error:
+            # Words, patterns, and names that the system takes for none (a NUL in them).
+            raise BuildError(f"{place}: {keyword} failed: {error}", line=command.line) from error
 
     def _global_argument(self, argument: commands.Arg) -> None:
         for name, default in argument.items:
@@ -263,7 +264,7 @@ class BuildRun:
     def _transfer(self, command: commands.Copy, transfer: build_copy.Transfer) -> None:
         state = self._state
         digest = build_copy.summary(transfer.tree, transfer.sources)
-        names = [source.name for source in transfer.sources]
+        names = [os.fsencode(source.name).hex() for source in transfer.sources]
         owner = transfer.owner and [transfer.owner.uid, transfer.owner.gid]
         details = [digest, names, transfer.destination, owner, transfer.mode]
         key = key_of(command.keyword, transfer.tree.owned, state.chain, details)

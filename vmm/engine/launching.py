@@ -17,14 +17,13 @@ from vmm.engine.users import resolve_user
 from vmm.model.backend import (
     CompileInput,
     Endpoint,
-    ResolvedDevice,
     ResolvedMount,
     RootLayout,
     User,
 )
 from vmm.model.errors import Conflict, UsageError
 from vmm.model.ids import link_name, short
-from vmm.model.spec import Device, Mount, Port, WorkloadSpec
+from vmm.model.spec import Mount, Port, WorkloadSpec
 from vmm.model.state import Attachment
 from vmm.ports.files import atomic_write
 from vmm.state.journal import Undo
@@ -116,7 +115,7 @@ def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
         root=msgspec.structs.replace(layout, volatile=spec.auto_remove),
         user=user,
         mounts=tuple(resolve_mount(ctx, mount) for mount in spec.mounts),
-        devices=tuple(d for device in spec.resources.devices for d in resolve_device(device)),
+        devices=ctx.backend(spec.backend).devices(spec),
         endpoint=_endpoint(ctx, spec),
         seccomp=ctx.backend(spec.backend).filter(
             spec, ctx.facts(spec.backend), str(ctx.root / "cache")
@@ -246,44 +245,6 @@ def resolve_mount(ctx: Context, mount: Mount) -> ResolvedMount:
         propagation=mount.propagation,
         options=tuple(options),
     )
-
-
-def resolve_device(device: Device) -> list[ResolvedDevice]:
-    """The device node at a host path, or all nodes of a directory."""
-    import stat
-
-    if os.path.isdir(device.host_path):
-        found: list[ResolvedDevice] = []
-        for name in sorted(os.listdir(device.host_path)):
-            inner = Device(
-                host_path=f"{device.host_path}/{name}",
-                path=f"{device.path}/{name}",
-                permissions=device.permissions,
-            )
-            with contextlib.suppress(UsageError):
-                found += resolve_device(inner)
-        return found
-    try:
-        status = os.stat(device.host_path)
-    except OSError as error:
-        raise UsageError(
-            f"error gathering device information while adding custom device "
-            f'"{device.host_path}": {error.strerror}'
-        ) from None
-    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-        raise UsageError(f"{device.host_path} is not a device node", "--device takes device nodes")
-    return [
-        ResolvedDevice(
-            path=device.path,
-            type="c" if stat.S_ISCHR(status.st_mode) else "b",
-            major=os.major(status.st_rdev),
-            minor=os.minor(status.st_rdev),
-            mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-            permissions=device.permissions,
-        )
-    ]
 
 
 def running(ctx: Context, reference: str) -> WorkloadSpec:

@@ -181,6 +181,10 @@ class Backend(Protocol):
         """Raise Unsupported for any option this backend or host cannot honour."""
         ...
 
+    def devices(self, spec: WorkloadSpec) -> tuple[ResolvedDevice, ...]:
+        """The host device nodes the workload gets; UsageError when one is not there."""
+        ...
+
     def compile(self, given: CompileInput) -> LaunchPlan: ...
 
     def compile_exec(self, given: CompileInput, request: ExecInput) -> bytes:

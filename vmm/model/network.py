@@ -29,4 +29,3 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     hosts_path: str
     extra_hosts: tuple[str, ...] = ()
-

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -27,7 +27,9 @@ from vmm.model.errors import CorruptStore, VmmError
 from vmm.model.image import OCI_LAYER, Descriptor, Layer
 from vmm.ports.files import atomic_write, locked
 from vmm.storage.tree import DIRECTORY, remove_tree, sync_filesystem
-from vmm.storage.untar import Limits, extract
+
+if TYPE_CHECKING:
+    from vmm.storage.untar import Limits
 
 #: Most layers one image may have (a limit of the mount options' length; Docker's too).
 MAX_LAYERS = 127
@@ -139,6 +141,8 @@ class LayerStore:
         With ``diff_id``, the archive must have that digest.  ``blob`` says which blob it came
         from; without, the archive itself is the blob.
         """
+        from vmm.storage.untar import extract
+
         self._check_parent(parent_chain)
         with self._temporary() as directory:
             fd = os.open(directory, DIRECTORY)

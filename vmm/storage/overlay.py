@@ -10,7 +10,6 @@ from pathlib import Path
 from vmm.model.backend import RootLayout
 from vmm.model.errors import CorruptStore, HostError, VmmError
 from vmm.ports.kernel import overlay_tree, tree
-from vmm.storage.initlayer import fill_init_layer
 from vmm.storage.layers import MAX_LAYERS, LayerStore, directory_name, init_name, missing_layer
 from vmm.storage.tree import DIRECTORY, content_size, remove_tree, sync_filesystem
 
@@ -119,6 +118,8 @@ class OverlayDriver(LayerStore):
             os.close(fd)
 
     def _fill_init(self, directory: str, lowers: Sequence[str]) -> None:
+        from vmm.storage.initlayer import fill_init_layer
+
         target = os.open(directory, DIRECTORY)
         try:
             if not lowers:

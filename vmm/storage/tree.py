@@ -34,13 +34,18 @@ class Entry(NamedTuple):
 
 def open_inside(root: int, path: str, flags: int = DIRECTORY) -> int:
     """Open ``path`` as a process confined to ``root`` would: links stay inside (openat2(2))."""
-    resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-    return openat2(root, path or ".", flags, 0, resolve)
+    return _open(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
 def open_exactly(root: int, path: str, flags: int = DIRECTORY) -> int:
     """Open ``path`` below ``root`` with no link anywhere on the way."""
-    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    return _open(root, path, flags, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+def _open(root: int, path: str, flags: int, resolve: int) -> int:
+    for _ in range(1000):
+        with contextlib.suppress(BlockingIOError):  # a rename anywhere while ".." was walked
+            return openat2(root, path or ".", flags, 0, resolve)
     return openat2(root, path or ".", flags, 0, resolve)
 
 

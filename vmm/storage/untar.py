@@ -23,6 +23,7 @@ OPAQUE = ".wh..wh..opq"
 #: overlayfs's own marks (Documentation/filesystems/overlayfs.rst).
 OVERLAY_OPAQUE = "trusted.overlay.opaque"
 _RESERVED_XATTRS = ("trusted.overlay.", "user.overlay.")
+_MAX_XATTR_NAME = 255  # XATTR_NAME_MAX, xattr(7)
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PARENTS = 64
 _MAX_DIRECTORY_NAMES = 64 << 20
@@ -363,6 +364,8 @@ def _make_special(member: Member, parent: int, name: str) -> None:
 
 def _set_xattr(where: int | str, key: bytes, value: bytes) -> None:
     name = os.fsdecode(key)
+    if b"\0" in key or len(key) > _MAX_XATTR_NAME:
+        raise ArchiveError(f"extended attribute {name!r:.80}: no such name can exist")
     if name.startswith(_RESERVED_XATTRS):
         raise ArchiveError(f"extended attribute {name!r:.80} is overlayfs's own")
     try:

@@ -47,6 +47,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Workshop:
         "etc/group": GROUP,
         "boot": None,
         "usr/local": None,
+        "usr/local/bin": None,
         "usr/bin/script": "",
         "bin/bash": bash,
     }
@@ -62,6 +63,15 @@ def _tree(shop: Workshop, image: Any) -> dict[str, list[Any]]:
         return {entry.path: _described(entry) for entry in walk(fd)}
     finally:
         os.close(fd)
+
+
+_BASE_TREES: dict[str, dict[str, list[Any]]] = {"": {}}
+
+
+def _base_tree(shop: Workshop, base: str) -> dict[str, list[Any]]:
+    if base not in _BASE_TREES:
+        _BASE_TREES[base] = _tree(shop, shop.images.resolve(base))
+    return _BASE_TREES[base]
 
 
 def _described(entry: Any) -> list[Any]:
@@ -107,9 +117,7 @@ def test_case(number: str, stocked: Workshop, shared: Path, tmp_path: Path) -> N
     image = stocked.build(context, **options)
     assert _config(image) == expected["config"]
     base = _last_base(context / expected["dockerfile"], expected)
-    got, before = _tree(stocked, image), {}
-    if base:
-        before = _tree(stocked, stocked.images.resolve(base))
+    got, before = _tree(stocked, image), _base_tree(stocked, base)
     beyond = {path: entry for path, entry in got.items() if before.get(path) != entry}
     wanted = {p: e for p, e in expected["tree_beyond_base"].items() if p != "boot" or not base}
     assert beyond == wanted

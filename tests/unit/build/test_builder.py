@@ -16,8 +16,10 @@ import msgspec
 import pytest
 
 from tests.unit.build.conftest import GROUP, PASSWD, Workshop, tar_of
+from vmm.engine.build import apply_changes
 from vmm.engine.build_events import CacheUsed, ContainerStarted
 from vmm.model.errors import BuildError, InvalidDocument, NotFound, UsageError, VmmError
+from vmm.model.image import ContainerConfig
 
 
 def write(context: Path, text: str, **files: str) -> None:
@@ -203,6 +205,9 @@ def test_every_metadata_instruction(workshop: Workshop, context: Path) -> None:
         ("STOPSIGNAL SIGFOO", "Invalid signal"),
         ("ENV u=https://h/x\nADD $u /", "remote source is not supported"),
         ("USER ${x:?set it}", "set it"),
+        ('COPY ["a\\u0000", "/x"]', "null byte"),
+        ("COPY --from=none/such:1 a /", "none/such:1"),
+        ("ADD a /\nCOPY " + "d/" * 3000 + " /", "name too long|not found"),
     ],
 )
 def test_faults_name_their_line(workshop: Workshop, context: Path, body: str, fault: str) -> None:
@@ -350,6 +355,30 @@ def test_onbuild_of_a_base_is_refused(workshop: Workshop, context: Path) -> None
     write(context, "FROM trig\nLABEL c=d\n")
     with pytest.raises(BuildError, match="ONBUILD"):
         workshop.build(context)
+
+
+def test_odd_names_and_texts(workshop: Workshop, context: Path) -> None:
+    (context / "d").mkdir()
+    for name in (b"d/\xff\xfe", b"d/a b", b"d/*", "d/é".encode(), b"d/new\nline"):
+        (context / os.fsdecode(name)).write_text("x")
+    write(context, 'FROM scratch\nCOPY d/* /to/\nCMD ["\\ud800", "é"]\n')
+    image = workshop.build(context)
+    names = {os.fsencode(path) for path in workshop.files(image)}
+    assert names == {
+        b"to", b"to/\xff\xfe", b"to/a b", b"to/*", "to/é".encode(), b"to/new\nline"
+    }  # fmt: skip
+    assert image.config.config.cmd == ["\ufffd", "é"]
+    assert workshop.build(context).id == image.id
+
+
+def test_changes_of_an_import() -> None:
+    changes = ["ENV a=1", "CMD x $a", "WORKDIR /w", "EXPOSE 80", 'ENTRYPOINT ["/e"]', "LABEL b=$a"]
+    config = apply_changes(ContainerConfig(), changes)
+    assert (config.env, config.entrypoint, config.working_dir) == (["a=1"], ["/e"], "/w")
+    assert (config.cmd, config.labels) == (["/bin/sh", "-c", "x $a"], {"b": "1"})
+    for bad in ("RUN x", "COPY a b", "FROM x", "NONSENSE", "ENV a='"):
+        with pytest.raises(VmmError):
+            apply_changes(ContainerConfig(), [bad])
 
 
 KILLED = """

@@ -11,7 +11,6 @@ from vmm.dockerfile import Dockerfile, Instruction, analyse, parse
 from vmm.dockerfile.parser import LineError, parse_json
 from vmm.model.errors import InvalidDocument
 
-
 #: How Go's %q writes control characters.
 _CONTROL = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -129,10 +130,8 @@ def test_splitting_expose_and_quotes() -> None:
 )
 def test_hostile_substitutions_are_cheap(word: str) -> None:
     started = time.process_time()
-    try:
+    with contextlib.suppress(WordError):
         expand(word, {"A": "a" * 10_000})
-    except WordError:
-        pass
     assert time.process_time() - started < 3
 
 

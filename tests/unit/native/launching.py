@@ -14,9 +14,10 @@ from vmm.model.launch import LaunchPlan, Op, encode_ops, op
 CAPS = sum(1 << n for n in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COMMANDS = (
-    "sh cat ls id stat mount hostname true false sleep echo env pwd readlink tty kill head ip od "
-    "grep wc mkdir mknod chmod touch ps"
-).split()
+    *("sh", "cat", "ls", "id", "stat", "mount", "hostname", "true", "false", "sleep", "echo"),
+    *("env", "pwd", "readlink", "tty", "kill", "head", "ip", "od", "grep", "wc", "mkdir"),
+    *("mknod", "chmod", "touch", "ps"),
+)
 DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9))
 
 

@@ -58,6 +58,19 @@ def test_limits_from_inside(case: Case, limited: dict[str, Path]) -> None:
     assert result.err.count("Read-only file system") == 2
 
 
+def test_user_may_read_its_groups(case: Case, limited: dict[str, Path]) -> None:
+    case.before_pivot += [
+        op("mount.fs", "tmpfs", "tmpfs", "/sys/fs/cgroup", "nosuid,nodev,noexec", "mode=755"),
+        op("mount.cgroup", "1", "pids", "pids"),
+    ]
+    case.process = [op("user", 1000, 1000)]
+    old = os.umask(0o077)
+    try:
+        assert case.run("cat", "/sys/fs/cgroup/pids/pids.max").out == "7\n"
+    finally:
+        os.umask(old)
+
+
 def test_out_of_memory_is_seen(case: Case, limited: dict[str, Path]) -> None:
     result = case.sh("x=$(head -c 200000000 /dev/zero | od -v)")
     assert result.code in (137, 1, 2)

@@ -258,3 +258,20 @@ def test_unknown_operation_is_named(case: Case) -> None:
     assert (result.code, result.err) == (125, 'mount.magic x: unknown operation "mount.magic"\n')
     case.process[-1] = op("user", 1)
     assert 'operation "user" does not take 1 arguments' in case.run("true").err
+
+
+def test_launcher_is_never_visible_or_writable(case: Case) -> None:
+    """One inside watches every new process while execs arrive (CVE-2019-5736)."""
+    binary = case.libexec / "vmm-launch"
+    before = binary.read_bytes()
+    watch = (
+        "while :; do for p in /proc/[0-9]*; do stat -L -c %s $p/exe >>/seen 2>/dev/null;"
+        " (echo x >>$p/exe) 2>/dev/null; done; done"
+    )
+    case.exec(
+        op("env", *case.env), caps(), op("exec", "sleep", "0.02"),
+        running=("sh", "-c", watch), options=("-n", "15"),
+    )  # fmt: skip
+    seen = set((case.base / "upper/seen").read_text().split())
+    assert seen == {str((case.layer / "bin/busybox").stat().st_size)}
+    assert binary.read_bytes() == before

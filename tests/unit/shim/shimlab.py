@@ -17,7 +17,24 @@ from vmm.control import frames as f
 from vmm.model.errors import ShimLost
 from vmm.model.launch import LaunchPlan, Op, encode_ops, op
 
-APPLETS = "sh cat sleep echo true false yes head printf kill dd stty seq trap touch wc".split()
+APPLETS = [
+    "sh",
+    "cat",
+    "sleep",
+    "echo",
+    "true",
+    "false",
+    "yes",
+    "head",
+    "printf",
+    "kill",
+    "dd",
+    "stty",
+    "seq",
+    "trap",
+    "touch",
+    "wc",
+]
 
 
 def make_root(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -381,3 +382,37 @@ def test_very_deep_trees_are_made_and_removed(box: Box) -> None:
 def test_a_name_with_any_byte(box: Box) -> None:
     box.unpack(header(b"\xff\n\x01 '$(x)") + END)
     assert os.listdir(os.fsencode(box.root)) == [b"\xff\n\x01 '$(x)"]
+
+
+def test_an_attribute_name_with_a_nul_is_refused(box: Box) -> None:
+    record = b"27 SCHILY.xattr.user.a\0b=c\n"
+    with pytest.raises(ArchiveError, match="attribute"):
+        box.unpack(header(b"x", b"x", len(record)) + padded(record) + header(b"f") + END)
+
+
+def test_mutated_archives_do_no_harm(box: Box) -> None:
+    """Random damage ends in an archive that unpacks or in an error that says so."""
+    chance = random.Random(20)
+    seed = make_tar(
+        directory("d"),
+        member("d/" + "n" * 120, b"x" * 700, pax={"SCHILY.xattr.user.a": "b"}),
+        symlink("d/s", "../.."),
+        member("d/s/f", b"y"),
+        hard_link("h", "d/s/f"),
+        member("d/.wh.z"),
+    ).getvalue()
+    refused = 0
+    for _ in range(400):
+        data = bytearray(seed)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data) - 1024)] = chance.choice(b"\0\xff\x80.0179/xgLKSAZ ")
+        for start in range(0, len(data) - 1024, 512):  # keep some checksums right
+            block = data[start : start + 512]
+            if block[257:262] == b"ustar" and chance.random() < 0.9:
+                block[148:156] = b"        "
+                data[start + 148 : start + 156] = b"%06o\0 " % sum(block)
+        try:
+            box.layer(io.BytesIO(data))
+        except VmmError:
+            refused += 1
+    assert 20 < refused < 400

@@ -105,7 +105,8 @@ void platform_close_except(const int *keep, size_t count)
     VMM_FREE int *sorted = malloc((count + 1) * sizeof *sorted);
     if (!sorted)
         return;
-    memcpy(sorted, keep, count * sizeof *sorted);
+    for (size_t i = 0; i < count; i++)
+        sorted[i] = keep[i];
     qsort(sorted, count, sizeof *sorted, ascending);
     unsigned from = 3;
     for (size_t i = 0; i < count; i++) {

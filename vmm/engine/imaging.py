@@ -51,24 +51,9 @@ def _changed(changes: list[str]) -> ContainerConfig:
     """``--change``: Dockerfile instructions applied to an empty configuration."""
     if not changes:
         return ContainerConfig()
-    from vmm.dockerfile import analyse, commands, parse
-    from vmm.dockerfile.words import WordError
-    from vmm.engine.build_args import BuildArgs
-    from vmm.engine.build_state import State, Words, apply
+    from vmm.engine.build import apply_changes
 
-    program = analyse(parse("\n".join(["FROM scratch", *changes]), "--change"))
-    state, args = State(architecture=""), BuildArgs({}, {})
-    for command in program.stages[-1].commands:
-        if isinstance(command, commands.Run | commands.Copy | commands.Workdir | commands.Arg):
-            raise UsageError(
-                f"{command.text.split()[0]} is not a valid change command",
-                "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, STOPSIGNAL are",
-            )
-        try:
-            apply(state, command, Words(state.config.env, {}, program.escape), args)
-        except WordError as error:
-            raise UsageError(f"--change {command.text!r:.100}: {error}") from None
-    return state.config
+    return apply_changes(ContainerConfig(), changes)
 
 
 def bootstrap(ctx: Context, name: str, reference: str, output: Callable[[str], None]) -> Image:

@@ -222,8 +222,6 @@ def remove(ctx: Context, reference: str, *, force: bool = False, volumes: bool =
         end(ctx, row.id, 9, 0)
     with ctx.lock(row.id):
         purge(ctx, row.id, volumes=volumes)
-    with contextlib.suppress(FileNotFoundError):
-        (ctx.run_dir / "locks" / row.id).unlink()
 
 
 def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
@@ -237,6 +235,8 @@ def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
             _drop_volumes(ctx, spec, volumes)
         ctx.store.delete(workload)
         ctx.index.remove(workload)
+        # Whoever waits for this lock finds the workload gone; nobody comes for it again.
+        (ctx.run_dir / "locks" / workload).unlink(missing_ok=True)
     attributes = {"name": spec.name, "image": spec.image} if spec else {}
     ctx.events.append("container", "destroy", workload, **attributes)
 

@@ -84,3 +84,4 @@ class BuildError(VmmError):
         super().__init__(message, hint)
         self.line = line
         self.step_code = code
+        self.exit_code = code or 1

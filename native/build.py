@@ -16,6 +16,7 @@ SYSCALLS = """
 int vmm_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int vmm_pidfd_open(int pid);
 int vmm_pidfd_signal(int pidfd, int sig);
+int vmm_bpf(int command, void *attributes, unsigned size);
 int vmm_setns(int fd, int kinds);
 int vmm_overlay_tree(const char *layers, const char *options, int readonly);
 int vmm_tree(int dirfd, const char *path, int recursive);

@@ -132,7 +132,21 @@ def wanted(security: Security) -> int:
 
 def limits_devices(facts: HostFacts) -> bool:
     """Whether the host can enforce a device list (which MKNOD needs to be harmless)."""
-    return any("devices" in group.controllers for group in facts.cgroups)
+    return lists_devices_v1(facts) or programs_devices(facts)
+
+
+def lists_devices_v1(facts: HostFacts) -> bool:
+    """A devices controller of cgroup v1 (admin-guide/cgroup-v1/devices.rst)."""
+    return any(g.version == 1 and "devices" in g.controllers for g in facts.cgroups)
+
+
+def programs_devices(facts: HostFacts) -> bool:
+    """Only cgroup2 is there for it, where a BPF program decides (admin-guide/cgroup-v2.rst)."""
+    return (
+        facts.device_programs
+        and not lists_devices_v1(facts)
+        and any(group.version == 2 for group in facts.cgroups)
+    )
 
 
 def bounding(security: Security, facts: HostFacts) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from vmm.backends.container.capabilities import programs_devices
+from vmm.backends.container.device_program import program
 from vmm.backends.container.devices import rules
 from vmm.model.backend import CgroupHierarchy, CompileInput, HostFacts
 from vmm.model.launch import Op, op
@@ -56,7 +58,12 @@ def groups(spec: WorkloadSpec, facts: HostFacts, parent: str) -> list[Group]:
     found = [_group(h, used, parent, spec.id) for h in facts.cgroups if h.version == 1]
     v1 = [group for group in found if group.controllers]
     v2 = [_group(h, {*_USED_V2}, parent, spec.id) for h in facts.cgroups if h.version == 2]
-    return v1 + [group for group in v2 if group.controllers or not v1]
+    anyhow = not v1 or _programs_devices(spec, facts)
+    return v1 + [group for group in v2 if group.controllers or anyhow]
+
+
+def _programs_devices(spec: WorkloadSpec, facts: HostFacts) -> bool:
+    return programs_devices(facts) and not spec.security.privileged
 
 
 def _group(hierarchy: CgroupHierarchy, used: set[str], parent: str, workload: str) -> Group:
@@ -173,7 +180,15 @@ def _make_v2(group: Group, given: CompileInput) -> list[Op]:
             ops.append(op("cgroup.write", f"{directory}/cpuset.cpus", resources.cpuset_cpus))
         elif controller == "pids" and resources.pids_limit is not None:
             ops.append(op("cgroup.write", f"{directory}/pids.max", pids_max(resources)))
+    if _programs_devices(given.spec, given.host):
+        ops.append(_devices_v2(directory, given))
     return ops
+
+
+def _devices_v2(directory: str, given: CompileInput) -> Op:
+    """The list as a program, then in words for those who read the plan."""
+    allowed = rules(given.devices)
+    return op("cgroup.devices", directory, program(allowed), *map(str, allowed))
 
 
 def _memory_v2(resources: Resources, directory: str) -> list[Op]:

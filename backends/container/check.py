@@ -124,9 +124,10 @@ def _devices(spec: WorkloadSpec, facts: HostFacts) -> None:
     if capabilities.parse(spec.security.cap_add, "--cap-add")[1] & capabilities.BIT["MKNOD"]:
         asked.append("--cap-add MKNOD")
     if asked:
+        reason = facts.device_programs_reason or "no device programs on cgroup2"
         raise Unsupported(
-            f"{asked[0]}: backend container: this host has no control over devices "
-            "(devices controller of cgroup v1)",
+            f"{asked[0]}: backend container: this host has no control over devices: "
+            f"no devices controller of cgroup v1, and {reason}",
             "use a host that has, or --privileged, which gives all devices",
         )
 

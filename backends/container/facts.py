@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -19,6 +20,12 @@ ARCHITECTURES = {
     "ppc64le": "ppc64le",
     "s390x": "s390x",
 }
+#: What bpf(2) says to a device program that it will not load.
+PROGRAM_ERRORS = {
+    errno.ENOSYS: "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)",
+    errno.EINVAL: "this kernel has no BPF programs for cgroups (CONFIG_CGROUP_BPF)",
+    errno.EPERM: "bpf(2) is not permitted (CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN)",
+}
 
 
 def read(path: str) -> str:
@@ -35,6 +42,7 @@ def gather() -> HostFacts:
     uname = os.uname()
     status = read("/proc/self/status")
     cgroups = _cgroups()
+    refused = _device_programs(cgroups)
     return HostFacts(
         os="linux",
         architecture=ARCHITECTURES.get(uname.machine, uname.machine),
@@ -48,6 +56,8 @@ def gather() -> HostFacts:
         has_ipv6=os.path.exists("/proc/net/if_inet6"),
         cpuset_cpus=_cpuset(cgroups),
         swap_limit=_limits_swap(cgroups),
+        device_programs=refused == "",
+        device_programs_reason=refused or "",
     )
 
 
@@ -73,6 +83,22 @@ def _cpuset(cgroups: tuple[CgroupHierarchy, ...]) -> str:
         if "cpuset" in group.controllers:
             suffix = ".effective" if group.version == 2 else ""
             return read(f"{group.mountpoint}/cpuset.cpus{suffix}").strip()
+    return ""
+
+
+def _device_programs(cgroups: tuple[CgroupHierarchy, ...]) -> str | None:
+    """Why the kernel takes no device program, "" when it does; None: there is no need of any."""
+    if any(group.version == 1 and "devices" in group.controllers for group in cgroups):
+        return None
+    if not any(group.version == 2 for group in cgroups):
+        return None
+    from vmm.backends.container.device_program import program
+    from vmm.ports.kernel import bpf_device_program
+
+    try:
+        os.close(bpf_device_program(program(())))
+    except OSError as error:
+        return PROGRAM_ERRORS.get(error.errno or 0, f"bpf(2): {error.strerror}")
     return ""
 
 

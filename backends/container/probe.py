@@ -86,7 +86,13 @@ def _swap(facts: HostFacts) -> Capability:
 
 def _devices(facts: HostFacts) -> Capability:
     there = capabilities.limits_devices(facts)
-    reason = "" if there else "no --device and no CAP_MKNOD without --privileged"
+    if capabilities.programs_devices(facts):
+        reason = "BPF program on cgroup v2"
+    elif there:
+        reason = "cgroup v1"
+    else:
+        why = facts.device_programs_reason or "no devices controller"
+        reason = f"no --device and no CAP_MKNOD without --privileged: {why}"
     return Capability(name="device list", available=there, reason=reason)
 
 

@@ -81,6 +81,8 @@ static int run_one(const struct vmm_record *r, struct vmm_error *e) {
         vmm_step(e, r);
         return vmm_fail(e, 125, errno, "cannot make the cgroup %.300s", r->argv[1]);
     }
+    if (!strcmp(name, "cgroup.devices"))
+        return vmm_devices_limit(r, e);
     if (strcmp(name, "cgroup.write") != 0 && strcmp(name, "cgroup.try") != 0)
         return 0;
     if (vmm_write_file(AT_FDCWD, r->argv[1], r->argv[2]) == 0 || !strcmp(name, "cgroup.try"))

@@ -35,6 +35,8 @@ void vmm_free(void *pointer_to_pointer) {
 void vmm_step(struct vmm_error *e, const struct vmm_record *record) {
     bool binary = !strcmp(record->argv[0], "seccomp");
     const char *first = record->argc > 1 && !binary ? record->argv[1] : NULL;
+    if (!strcmp(record->argv[0], "cgroup.devices"))
+        binary = true; /* from the second argument on */
     const char *second = record->argc > 2 && !binary ? record->argv[2] : NULL;
     snprintf(e->step, sizeof e->step, "%.40s%s%.70s%s%.70s", record->argv[0], first ? " " : "",
              first ? first : "", second ? " " : "", second ? second : "");

@@ -82,6 +82,11 @@ int vmm_cgroup_signal(const char *directory, int signal);
 /* Kill what is left, then remove what cgroup.make made; waits 2 s at most. */
 void vmm_cgroup_remove(const struct vmm_host *host);
 
+/* ---- devices.c ---- */
+
+/* cgroup.devices: have the kernel ask the program in `record` about each use of a device. */
+int vmm_devices_limit(const struct vmm_record *record, struct vmm_error *e);
+
 /* ---- path.c: places inside the workload's root ---- */
 
 /* openat2(2) confined to `root`; no magic links. `flags` as open(2)'s. */

@@ -38,6 +38,11 @@ static int vmm_pidfd_signal(int pidfd, int sig)
     return result(syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0));
 }
 
+static int vmm_bpf(int command, void *attributes, unsigned size)
+{
+    return result(syscall(SYS_bpf, command, attributes, size));
+}
+
 static int vmm_setns(int fd, int kinds) { return result(setns(fd, kinds)); }
 
 static int vmm_tree(int dirfd, const char *path, int recursive)

@@ -103,8 +103,9 @@ void state_write(struct shim *s)
 {
     char text[STATE_MAX];
     size_t size = state_text(s, text, sizeof text);
+    bool ran = strcmp(s->state.status, "created") != 0; /* before that, nothing would be lost */
     if (size)
-        replace(s->config.state_path, text, size, true);
+        replace(s->config.state_path, text, size, ran || s->state.manual_stop);
 }
 
 void exec_state_write(const struct shim *s, const struct session *exec)

@@ -60,7 +60,7 @@ def test_from_dockerfile_to_web_page(vmm: Instance, context: Path, tmp_path: Pat
     assert len(image["RootFS"]["Layers"]) == 3  # busybox, RUN, COPY
     (tmp_path / "data").mkdir()
     (tmp_path / "log").mkdir()
-    workload = vmm.out(
+    vmm.out(
         "run", "-d", "--rm", "--name", "web", "-p", "8080:80",
         "-v", f"{tmp_path}/data:/srv/data", "-v", f"{tmp_path}/log:/srv/log", "web",
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_from_dockerfile_to_web_page(vmm: Instance, context: Path, tmp_path: Pat
     vmm.run("exec", "web", "sh", "-c", "echo kept > /srv/data/file")
     assert (tmp_path / "data" / "file").read_text() == "kept\n"
     refused = vmm.run("rmi", "-f", image["Id"], check=False)
-    assert refused.returncode == 1 and workload[:12] in refused.stderr
+    assert refused.returncode == 1 and "used by running container web" in refused.stderr
     vmm.run("stop", "-t", "1", "web")
     assert vmm.out("ps", "-aq") == ""
     done = vmm.out("rmi", "-f", "web", "web:1")
@@ -93,7 +93,7 @@ def test_several_containers_do_one_task(vmm: Instance) -> None:
 def test_a_failing_instruction_stops_the_build(vmm: Instance, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo seen; exit 3\nRUN touch /never\n")
     done = vmm.run("build", "-t", "half", str(tmp_path), check=False)
-    assert done.returncode == 1
+    assert done.returncode == 3  # the command's own, as docker build
     assert "seen" in done.stdout and "Step 3/3" not in done.stdout
     assert "returned a non-zero code: 3" in done.stderr and "line 2" in done.stderr
     assert vmm.out("images", "-q", "half") == ""

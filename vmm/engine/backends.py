@@ -65,7 +65,11 @@ def choose(wanted: str, system: str, architecture: str) -> tuple[str, str]:
 
 def probe() -> list[tuple[str, list[Capability]]]:
     """Each backend with its capabilities and the reasons for what is missing."""
+    from vmm.network.probe import capabilities
+    from vmm.ports.runner import HostRunner
+
     found = [(name, load(name).probe()) for name in names()]
+    found.append(("network", capabilities(HostRunner())))
     missing = "not part of this version of vmm"
     for name in PLANNED:
         found.append((name, [Capability(name=name, available=False, reason=missing)]))

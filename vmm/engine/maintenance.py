@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import Any
@@ -11,7 +12,8 @@ from vmm.engine import lifecycle
 from vmm.engine.context import Context
 from vmm.engine.recovery import recover
 from vmm.engine.status import LIVE, observe, settle, shim_alive
-from vmm.model.errors import CorruptStore, VmmError
+from vmm.model.backend import HostFacts
+from vmm.model.errors import CorruptStore, HostError, VmmError
 from vmm.model.ids import short
 from vmm.ports.files import locked
 
@@ -35,7 +37,7 @@ def info(ctx: Context) -> dict[str, Any]:
         "VmmRootDir": str(ctx.root),
         "RunDir": str(ctx.run_dir),
         "LoggingDriver": ctx.settings.log_driver,
-        "CgroupVersion": str(max((h.version for h in facts.cgroups if h.controllers), default=0)),
+        "CgroupVersion": str(cgroup_version(facts)),
         "KernelVersion": uname.release,
         "OSType": uname.sysname.lower(),
         "Architecture": uname.machine,
@@ -45,15 +47,24 @@ def info(ctx: Context) -> dict[str, Any]:
         "Backends": {
             name: {"available": caps[0].available, "reason": caps[0].reason}
             for name, caps in backends.probe()
+            if name != "network"
         },
         "Settings": dict(ctx.settings.sources),
         "Warnings": warnings(ctx),
     }
 
 
+def cgroup_version(facts: HostFacts) -> int:
+    """The version that manages memory here: on a hybrid host that is 1."""
+    with_memory = [h.version for h in facts.cgroups if "memory" in h.controllers]
+    return min(with_memory, default=2)
+
+
 def warnings(ctx: Context) -> list[str]:
     """What stands in the way of workloads on this host."""
     found = list(ctx.network.warnings())
+    with contextlib.suppress(HostError):
+        found += filter(None, [ctx.network.detect_blocking()])
     unfinished = ctx.journal.unfinished()
     if unfinished:
         found.append(

@@ -50,6 +50,11 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpuset_cpus: str = ""
     #: The memory controller also limits swap.
     swap_limit: bool = True
+    #: Device programs (bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE) can be loaded: the device list of
+    #: cgroup2. Asked only where no devices controller of v1 is.
+    device_programs: bool = False
+    #: Why not, when they were asked for.
+    device_programs_reason: str = ""
 
 
 class RootLayout(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Sequence
 
 from vmm._native import ffi, lib
 
-__all__ = ["ffi", "lib", "openat2", "overlay_tree", "pidfd_open", "pidfd_signal", "setns", "tree"]
+__all__ = ["bpf_device_program", "ffi", "lib", "openat2", "overlay_tree", "pidfd_open", "pidfd_signal", "setns", "tree"]
 
 # openat2(2)
 RESOLVE_NO_XDEV = 0x01
@@ -16,6 +17,9 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+# bpf(2)
+BPF_PROG_LOAD = 5
+BPF_PROG_TYPE_CGROUP_DEVICE = 15
 
 
 def _checked(result: int, path: str | None = None) -> int:
@@ -76,6 +80,18 @@ def pidfd_open(pid: int) -> int:
 def pidfd_signal(pidfd: int, signum: int) -> None:
     """Signal the process of a pidfd (pidfd_send_signal(2))."""
     _checked(lib.vmm_pidfd_signal(pidfd, signum))
+
+
+def bpf_device_program(instructions: bytes) -> int:
+    """Load a struct bpf_insn[] that decides about devices; its descriptor (bpf(2), BPF_PROG_LOAD)."""
+    code, licence = ffi.from_buffer(instructions), ffi.new("char[]", b"BSD")
+    # union bpf_attr: type, number of instructions, their address, the licence's address.
+    attributes = bytearray(128)
+    pointers = [int(ffi.cast("uintptr_t", pointer)) for pointer in (code, licence)]
+    header = (BPF_PROG_TYPE_CGROUP_DEVICE, len(instructions) // 8, *pointers)
+    struct.pack_into("=IIQQ", attributes, 0, *header)
+    size = len(attributes)
+    return _checked(lib.vmm_bpf(BPF_PROG_LOAD, ffi.from_buffer(attributes), size))
 
 
 def setns(fd: int, kinds: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any, ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -9,21 +10,21 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 PROGRAMS = {"vmm-shim": "shim", "vmm-relay": "relay", "vmm-init": "init"}
-FLAGS = "-std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -static".split()
+FLAGS = ["-std=c17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
 
 
 class BuildPrograms(Command):
     """Compile each program of ``native/`` with its library, statically."""
 
-    user_options: list = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 
-    def initialize_options(self):
+    def initialize_options(self) -> None:
         pass
 
-    def finalize_options(self):
+    def finalize_options(self) -> None:
         pass
 
-    def run(self):
+    def run(self) -> None:
         compiler = os.environ.get("CC", "cc").split()
         target = ROOT / "vmm" / "libexec"
         target.mkdir(exist_ok=True)
@@ -35,13 +36,13 @@ class BuildPrograms(Command):
 
 
 class Build(build):
-    sub_commands = [("build_programs", None), *build.sub_commands]
+    sub_commands: ClassVar[Any] = [("build_programs", None), *build.sub_commands]
 
 
 class BuildExt(build_ext):
     """An editable install needs the programs too."""
 
-    def run(self):
+    def run(self) -> None:
         self.run_command("build_programs")
         super().run()
 

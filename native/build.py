@@ -1,4 +1,4 @@
-"""Builds ``vmm._native``, the system calls and libseccomp functions that Python needs (cffi, API mode).
+"""Builds ``vmm._native``: system calls and libseccomp functions for Python (cffi, API mode).
 
 Thin on purpose: one C function per system call, the errno returned negated, no policy.
 """

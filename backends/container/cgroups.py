@@ -188,7 +188,7 @@ def _make_v2(group: Group, given: CompileInput) -> list[Op]:
 def _devices_v2(directory: str, given: CompileInput) -> Op:
     """The list as a program, then in words for those who read the plan."""
     allowed = rules(given.devices)
-    return op("cgroup.devices", directory, program(allowed), *map(str, allowed))
+    return op("cgroup.devices", directory, program(allowed), ", ".join(map(str, allowed)))
 
 
 def _memory_v2(resources: Resources, directory: str) -> list[Op]:

@@ -33,12 +33,11 @@ void vmm_free(void *pointer_to_pointer) {
 }
 
 void vmm_step(struct vmm_error *e, const struct vmm_record *record) {
-    bool binary = !strcmp(record->argv[0], "seccomp");
-    const char *first = record->argc > 1 && !binary ? record->argv[1] : NULL;
-    if (!strcmp(record->argv[0], "cgroup.devices"))
-        binary = true; /* from the second argument on */
-    const char *second = record->argc > 2 && !binary ? record->argv[2] : NULL;
-    snprintf(e->step, sizeof e->step, "%.40s%s%.70s%s%.70s", record->argv[0], first ? " " : "",
+    const char *name = record->argv[0];
+    uint32_t bytes = !strcmp(name, "seccomp") ? 1 : !strcmp(name, "cgroup.devices") ? 2 : 3;
+    const char *first = record->argc > 1 && bytes > 1 ? record->argv[1] : NULL;
+    const char *second = record->argc > 2 && bytes > 2 ? record->argv[2] : NULL;
+    snprintf(e->step, sizeof e->step, "%.40s%s%.70s%s%.70s", name, first ? " " : "",
              first ? first : "", second ? " " : "", second ? second : "");
 }
 

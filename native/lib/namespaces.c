@@ -108,7 +108,7 @@ static const struct vmm_op host_ops[] = {
     {"cgroup.make", 1, 1, note_nothing, NULL},
     {"cgroup.write", 2, 2, note_nothing, NULL},
     {"cgroup.try", 2, 2, note_nothing, NULL},
-    {"cgroup.devices", 2, 4095, note_nothing, NULL},
+    {"cgroup.devices", 3, 3, note_nothing, NULL},
     {"cgroup.join", 1, 1, note_group, NULL},
     {"cgroup.oom", 1, 1, note_oom, NULL},
     {"cgroup.kill", 1, 1, note_kill, NULL},

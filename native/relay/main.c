@@ -65,7 +65,9 @@ static int open_port(const char *text, struct port *port)
         return -1;
     }
     fcntl(port->fd, F_SETFL, O_RDWR | O_NONBLOCK);
-    if (!port->udp && tcp_open(port)) {
+    if (port->udp)
+        udp_open(port);
+    else if (tcp_open(port)) {
         perror("vmm-relay: listen");
         return -1;
     }

@@ -36,6 +36,7 @@ void tcp_watch(struct port *port);
 void tcp_watch_all(void);
 void tcp_sweep(void);
 
+void udp_open(struct port *port);
 void udp_watch(struct port *port);
 void udp_watch_all(void);
 void udp_sweep(int64_t now);

@@ -18,6 +18,7 @@ from tests.conftest import SHARED
 from tests.instance import Instance
 from vmm.image.store import ImageStore
 from vmm.model.backend import RootLayout
+from vmm.model.errors import NotFound
 from vmm.model.image import Image
 from vmm.storage.overlay import OverlayDriver
 from vmm.storage.tree import Entry, walk
@@ -115,23 +116,22 @@ def test_case(number: str, bench: Bench, shared: Path, tmp_path: Path) -> None:
     context = tmp_path / "context"
     shutil.copytree(folder / "context", context, symlinks=True)
     _restore(context, number)
-    argv = ["build", "-t", "case", "-f", str(context / expected["dockerfile"])]
+    argv = ["build", "-q", "-t", f"case:{number}", "-f", str(context / expected["dockerfile"])]
     for name, value in expected["build_args"].items():
         argv += ["--build-arg", f"{name}={value}"]
     done = bench.vmm.run(*argv, str(context), check=False)
     if expected["exit"] or number in REFUSED:
         assert done.returncode not in (0, 125), done.stdout + done.stderr
         assert REFUSED.get(number, "") in done.stderr
-        assert bench.vmm.out("images", "-q", "case") == ""
+        with pytest.raises(NotFound):
+            bench.resolve(f"case:{number}")
     else:
         assert done.returncode == 0, done.stderr + done.stdout
-        _compare(bench, context, expected)
-        bench.vmm.run("rmi", "case")
+        _compare(bench, bench.resolve(f"case:{number}"), context, expected)
     assert bench.vmm.traces() == []
 
 
-def _compare(bench: Bench, context: Path, expected: dict[str, Any]) -> None:
-    image = bench.resolve("case")
+def _compare(bench: Bench, image: Image, context: Path, expected: dict[str, Any]) -> None:
     assert msgspec.to_builtins(image.config.config) == expected["config"]
     base = _last_base(context / expected["dockerfile"], expected)
     got, before = bench.tree(image), bench.base_tree(base)

@@ -27,10 +27,7 @@ _HEADINGS = {
 
 def familiar() -> Callable[[str], str]:
     """Shortens normalised references by the instance's default domain."""
-    from vmm.image.reference import familiar as shorten
-
-    domain = context.settings().default_domain
-    return lambda reference: shorten(reference, domain)
+    return context.engine().familiar
 
 
 def images(
@@ -53,7 +50,7 @@ def images(
       vmm images --filter dangling=true -q
       vmm images --format '{{.Repository}}:{{.Tag}} {{.Size}}'
     """
-    from vmm.engine.imageviews import FILTERS, matches, rows
+    from vmm.engine.imageviews import FILTERS, matches, row_matches, rows
     from vmm.engine.views import parse_filters
 
     filters = parse_filters(filter or (), FILTERS)
@@ -65,9 +62,8 @@ def images(
         for image in found
         if matches(image, filters, short, found)
         for row in rows(image, short, now, truncate=not no_trunc)
+        if row_matches(row, filters.get("reference", ()))
     ]
-    if repository and ":" in repository:
-        shown = [row for row in shown if row["Tag"] == repository.rpartition(":")[2]]
     if quiet and not format:
         format = "{{.ID}}"
         shown = list({row["ID"]: row for row in shown}.values())
@@ -149,8 +145,9 @@ def history(
 
     engine = context.engine()
     found = engine.image(image)
-    sizes = [engine.ctx.layers.size(chain) for chain in found.chain_ids]
-    rows = steps(found, sizes, time.time_ns(), truncate=not no_trunc, human_units=human)
+    rows = steps(
+        found, engine.layer_sizes(found), time.time_ns(), truncate=not no_trunc, human_units=human
+    )
     created = "{{.CreatedSince}}" if human else "{{.CreatedAt}}"
     default = f"table {{{{.ID}}}}\t{created}\t{{{{.CreatedBy}}}}\t{{{{.Size}}}}\t{{{{.Comment}}}}"
     print_rows(rows, "{{.ID}}" if quiet and not format else format, default, _HEADINGS_HISTORY)
@@ -190,12 +187,10 @@ def prune(
       vmm image prune -a
     """
     from vmm.cli.confirm import confirm
-    from vmm.engine.maintenance import images_in_use
 
     kind = "images without at least one workload" if all else "dangling images"
     if not confirm(f"This will remove all {kind}.", force):
         return 0
     engine = context.engine()
-    used = images_in_use(engine.ctx)
-    chosen = [i.id for i in engine.images() if i.id not in used and (all or not i.references)]
+    chosen = engine.unused_images(everything=all)
     return for_each(chosen, lambda name: "\n".join(engine.image_remove(name, force=all)))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.model.backend import WorkloadPaths
-from vmm.model.errors import HostError
+from vmm.model.errors import CorruptStore, HostError
 from vmm.model.ids import short
 from vmm.ports.files import locked
 from vmm.settings import Settings
 from vmm.state.events import EventLog
-from vmm.state.index import Index, Row
+from vmm.state.index import Index, Row, Stored
 from vmm.state.journal import Journal
 from vmm.state.workloads import WorkloadStore
 
@@ -77,14 +77,40 @@ class Context:
     def index(self) -> Index:
         index = Index(self.root / "index.db")
         if index.fresh:
-            self.fill(index)
+            with self.lock("instance"):
+                index.create()
+                self._fill(index)
         return index
 
-    def fill(self, index: Index) -> list[str]:
-        """Fill the index from the workloads on disk; the ids that could not be read."""
-        from vmm.model.errors import CorruptStore
+    def rebuild_index(self) -> list[str]:
+        """Make the index anew from storage; the ids of workloads whose spec cannot be read."""
+        from vmm.state.index import discard
 
-        rows, claims, bad = [], [], []
+        path = self.root / "index.db"
+        with self.lock("instance"):
+            try:
+                index = Index(path)
+                index.verify()
+            except CorruptStore:
+                discard(path)
+                index = Index(path)
+                self.__dict__["index"] = index
+            index.create()
+            return self._fill(index)
+
+    def _fill(self, index: Index) -> list[str]:
+        bad: list[str] = []
+        for workload in index.replace(lambda: self._stored(bad)):
+            self.notices.append(
+                f"workload {short(workload)} has the name of another, and is known by its id alone; "
+                f"give it one: vmm rename {short(workload)} NAME"
+            )
+        return bad
+
+    def _stored(self, bad: list[str]) -> Stored:
+        """What storage says; workloads whose spec cannot be read are named by their id."""
+        creating = self.journal.active()
+        rows, claims = [], []
         network = self.bridge_id
         for workload in self.store.ids():
             if not self.store.registered(workload):
@@ -98,8 +124,7 @@ class Context:
             rows.append(Row(spec.id, spec.name, spec.created))
             if spec.network.address:
                 claims.append((network, spec.network.address, spec.id))
-        index.replace(rows, claims)
-        return bad
+        return Stored(rows, claims, creating)
 
     @cached_property
     def layers(self) -> OverlayDriver:

@@ -144,6 +144,25 @@ class Engine:
     def image(self, reference: str) -> Image:
         return self.ctx.images.resolve(reference)
 
+    def familiar(self, reference: str) -> str:
+        """A normalised reference as it is shown, without the default domain."""
+        return self.ctx.images.familiar(reference)
+
+    def layer_sizes(self, image: Image) -> list[int]:
+        """Bytes of each layer's files, base first."""
+        return [self.ctx.layers.size(chain) for chain in image.chain_ids]
+
+    def unused_images(self, *, everything: bool) -> list[str]:
+        """Ids of images that no workload uses and (unless ``everything``) no reference names."""
+        from vmm.engine.maintenance import images_in_use
+
+        used = images_in_use(self.ctx)
+        return [
+            image.id
+            for image in self.images()
+            if image.id not in used and (everything or not image.references)
+        ]
+
     def image_remove(self, reference: str, *, force: bool = False) -> list[str]:
         from vmm.engine import imaging
 

@@ -78,6 +78,12 @@ def _matches_one(
     return created < other if key == "before" else created > other
 
 
+def row_matches(row: View, patterns: Sequence[str]) -> bool:
+    """Whether a row's reference is one that ``--filter reference`` names."""
+    reference = f"{row['Repository']}:{row['Tag']}"
+    return all(_glob(reference, pattern) for pattern in patterns)
+
+
 def _glob(reference: str, pattern: str) -> bool:
     from fnmatch import fnmatchcase
 

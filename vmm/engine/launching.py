@@ -26,7 +26,6 @@ from vmm.model.ids import link_name, short
 from vmm.model.spec import Mount, Port, WorkloadSpec
 from vmm.model.state import Attachment
 from vmm.ports.files import atomic_write
-from vmm.state.journal import Undo
 
 if TYPE_CHECKING:
     from vmm.control.client import Control
@@ -56,7 +55,7 @@ def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Contro
         if state.status in LIVE or shim_alive(state):
             yield spec, None
             return
-        with ctx.journal.begin("start", workload), Undo() as undo:
+        with ctx.journal.begin("start", workload) as undo:
             undo.push(lambda: _give_back(ctx, spec))
             spawn(ctx, spec)
             with connect(ctx, workload) as control:
@@ -66,7 +65,7 @@ def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Contro
 def _give_back(ctx: Context, spec: WorkloadSpec) -> None:
     from vmm.engine import lifecycle
 
-    lifecycle.end(ctx, spec.id, 9, 0)
+    lifecycle.end_shim(ctx, spec.id, 9, 0)
     lifecycle.release(ctx, spec)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -17,12 +16,23 @@ from vmm.engine.resolve import resolve
 from vmm.engine.status import LIVE, observe, settle, shim_alive
 from vmm.model import names
 from vmm.model.backend import RootLayout
-from vmm.model.errors import Conflict, NotFound, ShimLost, UsageError, VmmError
+from vmm.model.errors import Conflict, CorruptStore, NotFound, ShimLost, UsageError
 from vmm.model.ids import check_name, new_id, short
 from vmm.model.request import CreateRequest
 from vmm.model.signals import number
-from vmm.model.spec import Log, Mount, WorkloadSpec
+from vmm.model.spec import Log, Mount, Network, WorkloadSpec
+from vmm.state.index import Row
 from vmm.state.journal import Undo
+
+#: In a workload's directory until it is registered: the names of its new anonymous volumes.
+NEW_VOLUMES = "volumes.new"
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory, whatever a workload made of it; one that is not there is fine."""
+    from vmm.storage import tree
+
+    tree.remove_tree(path)
 
 
 def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
@@ -46,7 +56,7 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
         spec = msgspec.structs.replace(spec, backend=chosen, backend_reason=reason)
         ctx.backend(chosen).check(spec, ctx.facts(chosen))
         _check_sources(spec.mounts)
-        with ctx.journal.begin("create", spec.id), Undo() as undo:
+        with ctx.journal.begin("create", spec.id) as undo:
             spec = _claim(ctx, spec, undo, generated=not request.name)
             _make(ctx, spec, image.chain_ids, undo)
             if request.cidfile:
@@ -101,24 +111,29 @@ def _claim(ctx: Context, spec: WorkloadSpec, undo: Undo, *, generated: bool) -> 
 def _make(ctx: Context, spec: WorkloadSpec, chain_ids: tuple[str, ...], undo: Undo) -> WorkloadSpec:
     """The directory, the copy-on-write root, the volumes, and last the spec that registers it."""
     directory = ctx.store.path(spec.id)
-    undo.push(lambda: shutil.rmtree(directory, ignore_errors=True))
+    undo.push(lambda: ctx.store.delete(spec.id, remove_tree))
     directory.mkdir(mode=0o710)
     (directory / "exec").mkdir(mode=0o700)
     layout = ctx.layers.prepare(chain_ids, directory)
-    mounts = tuple(_volume(ctx, mount, layout, undo) for mount in spec.mounts)
+    new = {m.target: new_id() for m in spec.mounts if m.kind == "volume" and not m.source}
+    if new:
+        # Read by undo_create() should this process be killed before the spec is written.
+        (directory / NEW_VOLUMES).write_text("\n".join(new.values()))
+    mounts = tuple(_volume(ctx, m, new.get(m.target, ""), layout, undo) for m in spec.mounts)
     spec = msgspec.structs.replace(spec, mounts=mounts)
     ctx.store.write(spec)
     return spec
 
 
-def _volume(ctx: Context, mount: Mount, layout: RootLayout, undo: Undo) -> Mount:
+def _volume(ctx: Context, mount: Mount, anonymous: str, layout: RootLayout, undo: Undo) -> Mount:
     """Make the volume of a mount if it is missing; a new one takes the image's files."""
     if mount.kind != "volume":
         return mount
-    if not mount.source or not ctx.volumes.exists(mount.source):
-        name = ctx.volumes.create(mount.source).name
+    name = mount.source or anonymous
+    if not ctx.volumes.exists(name):
         undo.push(lambda: ctx.volumes.remove(name))
-        mount = msgspec.structs.replace(mount, source=name)
+        ctx.volumes.create(name, anonymous=bool(anonymous))
+    mount = msgspec.structs.replace(mount, source=name)
     if not mount.nocopy:
         view = ctx.layers.view(layout)
         try:
@@ -156,14 +171,14 @@ def stop(
     spec = ctx.store.read(ctx.index.lookup(reference).id)
     seconds = spec.stop_timeout if timeout is None else timeout
     milliseconds = -1 if seconds < 0 else seconds * 1000
-    end(ctx, spec.id, number(signal or spec.stop_signal), milliseconds)
+    if shim_alive(ctx.store.state(spec.id)):
+        end_shim(ctx, spec.id, number(signal or spec.stop_signal), milliseconds)
     reap(ctx, spec.id, keep=keep)
 
 
-def end(ctx: Context, workload: str, signum: int, milliseconds: int) -> None:
-    """Stop by the shim and wait for its end; this process reaps, so the shim starts no reaper."""
-    if not shim_alive(ctx.store.state(workload)):
-        return
+def end_shim(ctx: Context, workload: str, signum: int, milliseconds: int) -> None:
+    """Stop by the shim, if one listens, and wait for its end; this process reaps, so the shim
+    starts no reaper."""
     with (
         contextlib.suppress(ShimLost),
         launching.connect(ctx, workload) as control,
@@ -200,9 +215,11 @@ def restart(ctx: Context, reference: str, timeout: int | None, signal: str | Non
 
 def rename(ctx: Context, reference: str, name: str) -> None:
     """Change the alias; the id and all that is named after it stay."""
-    with ctx.workload(reference) as workload:
+    recover(ctx)
+    with ctx.workload(reference) as workload, ctx.journal.begin("rename", workload) as undo:
         spec = ctx.store.read(workload)
         ctx.index.rename(workload, check_name(name))
+        undo.push(lambda: ctx.index.rename(workload, spec.name))
         ctx.store.write(msgspec.structs.replace(spec, name=name))
     ctx.events.append("container", "rename", workload, name=name, oldName=spec.name)
 
@@ -211,50 +228,87 @@ def remove(ctx: Context, reference: str, *, force: bool = False, volumes: bool =
     """Remove a workload; ``force`` kills it first."""
     recover(ctx)
     row = ctx.index.lookup(reference)
-    state = observe(ctx, row.id)
-    if state.status in LIVE or shim_alive(state):
-        if state.status in LIVE and not force:
-            raise Conflict(
-                f'cannot remove container "{row.name}": container is {state.status}: '
-                "stop the container before removing or force remove",
-                f"vmm rm -f {row.name}",
-            )
-        end(ctx, row.id, 9, 0)
-    with ctx.lock(row.id):
-        purge(ctx, row.id, volumes=volumes)
+    _end_to_remove(ctx, row, force)
+    with ctx.workload(row.id) as workload:
+        _end_to_remove(ctx, row, force)  # another command may have started it meanwhile
+        purge(ctx, workload, volumes=volumes)
+
+
+def _end_to_remove(ctx: Context, row: Row, force: bool) -> None:
+    """Kill what is to be removed if it runs and ``force`` allows it; Conflict if not."""
+    try:
+        state = observe(ctx, row.id)
+    except CorruptStore:
+        if not force:
+            raise
+        end_shim(ctx, row.id, 9, 0)
+        return
+    if state.status in LIVE and not force:
+        raise Conflict(
+            f'cannot remove container "{row.name}": container is {state.status}: '
+            "stop the container before removing or force remove",
+            f"vmm rm -f {row.name}",
+        )
+    if shim_alive(state):
+        end_shim(ctx, row.id, 9, 0)
 
 
 def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
     """Remove all of a dead workload; every step may already be done (the lock is held)."""
-    with ctx.journal.begin("remove", workload):
-        spec: WorkloadSpec | None = None
-        with contextlib.suppress(VmmError):
-            spec = ctx.store.read(workload)
-        if spec is not None:
-            release(ctx, spec)
-            _drop_volumes(ctx, spec, volumes)
-        ctx.store.delete(workload)
+    with ctx.journal.begin("remove", workload, volumes=volumes):
+        spec = _spec_or_remains(ctx, workload)
+        release(ctx, spec)
+        if volumes or spec.auto_remove:
+            _drop_volumes(ctx, spec)
+        ctx.store.delete(workload, remove_tree)
         ctx.index.remove(workload)
         # Whoever waits for this lock finds the workload gone; nobody comes for it again.
         (ctx.run_dir / "locks" / workload).unlink(missing_ok=True)
-    attributes = {"name": spec.name, "image": spec.image} if spec else {}
-    ctx.events.append("container", "destroy", workload, **attributes)
+    ctx.events.append("container", "destroy", workload, name=spec.name, image=spec.image)
 
 
-def _drop_volumes(ctx: Context, spec: WorkloadSpec, wanted: bool) -> None:
-    if not (wanted or spec.auto_remove):
-        return
-    for mount in spec.mounts:
-        if mount.kind == "volume" and mount.anonymous:
-            with contextlib.suppress(NotFound, Conflict):
-                ctx.volumes.remove(mount.source)
+def _spec_or_remains(ctx: Context, workload: str) -> WorkloadSpec:
+    try:
+        return ctx.store.read(workload)
+    except CorruptStore:
+        return remains(workload)
+
+
+def remains(workload: str, name: str = "") -> WorkloadSpec:
+    """Stands for a workload without a readable spec: what release() needs to find the rest."""
+    return WorkloadSpec(
+        id=workload, name=name or short(workload), backend="container", image="", image_id="",
+        created=0, network=Network(mode="bridge"),
+    )  # fmt: skip
+
+
+def _drop_volumes(ctx: Context, spec: WorkloadSpec) -> None:
+    """Remove the anonymous volumes of a workload, except those that others mount by their name."""
+    from vmm.engine.maintenance import volumes_in_use
+
+    names = [m.source for m in spec.mounts if m.kind == "volume" and m.anonymous]
+    users = volumes_in_use(ctx, without=spec.id) if names else {}
+    for name in names:
+        with contextlib.suppress(NotFound, Conflict):
+            ctx.volumes.remove(name, in_use=users.get(name, ()))
+
+
+def undo_create(ctx: Context, workload: str) -> None:
+    """Take back the creation of a workload that was not registered yet (the lock is held)."""
+    directory = ctx.store.path(workload)
+    with contextlib.suppress(FileNotFoundError):
+        for name in (directory / NEW_VOLUMES).read_text().split():
+            with contextlib.suppress(NotFound):
+                ctx.volumes.remove(name)
+    ctx.store.delete(workload, remove_tree)
+    ctx.index.remove(workload)
 
 
 def release(ctx: Context, spec: WorkloadSpec) -> None:
     """Give back what a run took: kernel objects, the network's rules and names, run-time files."""
     launching.detach_network(ctx, spec)
     ctx.backend(spec.backend).cleanup(launching.bare_input(ctx, spec))
-    shutil.rmtree(ctx.run_dir / short(spec.id), ignore_errors=True)
+    remove_tree(str(ctx.run_dir / short(spec.id)))
     Path(ctx.store.path(spec.id) / launching.ATTACHMENT).unlink(missing_ok=True)
 
 
@@ -269,13 +323,17 @@ def reap(ctx: Context, reference: str, *, deadline: float = 10.0, keep: bool = F
         if not ctx.store.registered(workload):
             return
         state = settle(ctx, workload)
-        if shim_alive(state) or state.status in LIVE:
-            return
-        spec = ctx.store.read(workload)
-        if spec.auto_remove and state.started and not keep:
-            purge(ctx, workload, volumes=True)
-        else:
-            release(ctx, spec)
+        if not shim_alive(state) and state.status not in LIVE:
+            clear(ctx, workload, keep=keep)
+
+
+def clear(ctx: Context, workload: str, *, keep: bool = False) -> None:
+    """Release what a dead workload held, or remove it if it ran and says so (the lock is held)."""
+    spec = _spec_or_remains(ctx, workload)
+    if spec.auto_remove and ctx.store.state(workload).started and not keep:
+        purge(ctx, workload, volumes=True)
+    else:
+        release(ctx, spec)
 
 
 def _await_shim(ctx: Context, workload: str, deadline: float) -> None:

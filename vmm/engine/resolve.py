@@ -123,11 +123,9 @@ def network(request: CreateRequest, config: ContainerConfig, workload: str) -> N
         raise UsageError(
             "ports cannot be published with --network none", "use --network bridge, or drop -p"
         )
-    hostname, _, domain = request.hostname.partition(".")
     return Network(
         mode=request.network,
-        hostname=hostname or workload[:12],
-        domainname=domain,
+        hostname=request.hostname or workload[:12],
         ports=() if request.network == "host" else ports,
         exposed=exposed,
         dns=request.dns,

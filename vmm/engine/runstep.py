@@ -142,8 +142,8 @@ def _write_files(spec: WorkloadSpec, paths: WorkloadPaths) -> None:
 def _follow(run: str, output: Callable[[bytes], None]) -> int:
     with Control.connect(f"{run}/ctl.sock") as control:
         control.attach()
+        control.expect_exit(promise=True)  # first: the command may end as soon as it starts
         control.start()
-        control.expect_exit(promise=True)
         while frame := control.next_frame():
             if frame.type in (frames.STDOUT, frames.STDERR):
                 output(frame.payload)

@@ -7,6 +7,7 @@ import time
 import msgspec
 
 from vmm.engine.context import Context, alive, boot_id
+from vmm.model.errors import CorruptStore, ShimLost
 from vmm.model.state import State
 
 #: Exit code recorded for a workload that a reboot of the host ended (Docker's).
@@ -48,3 +49,24 @@ def settle(ctx: Context, workload: str) -> State:
         ctx.store.write_state(workload, state)
         ctx.events.append("container", "die", workload, exitCode=str(state.exit_code))
     return state
+
+
+def mend(ctx: Context, workload: str) -> None:
+    """Write a damaged state anew (the lock is held): what the shim says, or that it is lost."""
+    import contextlib
+
+    from vmm.engine.launching import connect
+
+    with contextlib.suppress(CorruptStore):
+        ctx.store.state(workload)
+        return
+    try:
+        with connect(ctx, workload) as control:
+            state = msgspec.json.decode(control.status(), type=State)
+    except (ShimLost, msgspec.MsgspecError):
+        now = time.time_ns()
+        state = State(
+            status="exited", exit_code=137, error="state lost", boot_id=boot_id(),
+            created=now, started=now, finished=now,
+        )  # fmt: skip
+    ctx.store.write_state(workload, state)

@@ -20,7 +20,7 @@ from vmm.model.errors import Conflict, HostError
 from vmm.network.subnets import Subnet, mac_for, parse
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+    from pyroute2 import IPRoute
 
 # netdevice(7), linux/sockios.h
 _GET_FLAGS, _GET_ADDRESS, _GET_NETMASK = 0x8913, 0x8915, 0x891B
@@ -129,7 +129,7 @@ def enable_forwarding() -> None:
 def _netlink(what: str) -> Iterator[IPRoute]:
     """A route netlink socket, its errors as HostError that name ``what``."""
     from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+    from pyroute2.netlink.exceptions import NetlinkError
 
     try:
         with IPRoute() as netlink:

@@ -9,7 +9,17 @@ from collections.abc import Sequence
 
 from vmm._native import ffi, lib
 
-__all__ = ["bpf_device_program", "ffi", "lib", "openat2", "overlay_tree", "pidfd_open", "pidfd_signal", "setns", "tree"]
+__all__ = [
+    "bpf_device_program",
+    "ffi",
+    "lib",
+    "openat2",
+    "overlay_tree",
+    "pidfd_open",
+    "pidfd_signal",
+    "setns",
+    "tree",
+]
 
 # openat2(2)
 RESOLVE_NO_XDEV = 0x01
@@ -83,7 +93,7 @@ def pidfd_signal(pidfd: int, signum: int) -> None:
 
 
 def bpf_device_program(instructions: bytes) -> int:
-    """Load a struct bpf_insn[] that decides about devices; its descriptor (bpf(2), BPF_PROG_LOAD)."""
+    """Load a struct bpf_insn[] that decides about devices (bpf(2)); its descriptor."""
     code, licence = ffi.from_buffer(instructions), ffi.new("char[]", b"BSD")
     # union bpf_attr: type, number of instructions, their address, the licence's address.
     attributes = bytearray(128)

@@ -21,10 +21,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     workload: str
     pid: int = 0
+    #: A removal that takes the anonymous volumes along.
+    volumes: bool = False
 
 
 class Undo:
-    """Steps to take back, run last first when the block fails."""
+    """Steps to take back when a change fails, last first."""
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
@@ -32,17 +34,15 @@ class Undo:
     def push(self, step: Callable[[], object]) -> None:
         self._steps.append(step)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Take every step back; whether all of them could be."""
+        whole = True
         while self._steps:
-            with contextlib.suppress(Exception):
+            try:
                 self._steps.pop()()
-
-    def __enter__(self) -> Undo:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.run()
+            except Exception:  # the others are undone all the same, and the entry stays
+                whole = False
+        return whole
 
 
 class Journal:
@@ -52,54 +52,86 @@ class Journal:
         self.directory = directory
 
     @contextlib.contextmanager
-    def begin(self, action: str, workload: str) -> Iterator[None]:
-        """Record the change while the block runs; an exception means it was undone in order."""
-        path = self.directory / f"{action}-{workload}-{os.urandom(4).hex()}.json"
-        temporary = path.with_suffix(".tmp")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def begin(self, action: str, workload: str, *, volumes: bool = False) -> Iterator[Undo]:
+        """Record the change while the block runs.  After an exception what was pushed is undone,
+        and the entry stays for the next command if that failed too."""
+        entry = Entry(action=action, workload=workload, pid=os.getpid(), volumes=volumes)
+        path, fd = self._write(entry)
+        undo = Undo()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            entry = Entry(action=action, workload=workload, pid=os.getpid())
-            os.write(fd, msgspec.json.encode(entry))
-            temporary.rename(path)
-            yield
-            path.unlink()
-        except Exception:
-            path.unlink(missing_ok=True)
+            yield undo
+        except BaseException:
+            if undo.run():
+                path.unlink(missing_ok=True)
             raise
+        else:
+            path.unlink(missing_ok=True)
         finally:
             os.close(fd)
+
+    def _write(self, entry: Entry) -> tuple[Path, int]:
+        """The entry's file, whole before it has its name, and the descriptor that locks it."""
+        name = f"{entry.action}-{entry.workload}-{os.urandom(4).hex()}"
+        path, temporary = self.directory / f"{name}.json", self.directory / f"{name}.tmp"
+        while True:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                os.write(fd, msgspec.json.encode(entry))
+                temporary.rename(path)
+                return path, fd
+            except FileNotFoundError:  # swept as a leftover between open and lock
+                os.close(fd)
+            except BaseException:
+                os.close(fd)
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def active(self) -> set[str]:
+        """Workloads that an entry, of a live or a dead writer, is about."""
+        names = (name.split("-") for name in os.listdir(self.directory) if name.endswith(".json"))
+        return {parts[1] for parts in names if len(parts) == 3}
 
     def unfinished(self) -> list[tuple[Path, Entry]]:
         """Entries whose writer died."""
         found = []
-        for path in sorted(self.directory.glob("*.json")):
-            entry = self._abandoned(path)
-            if entry:
-                found.append((path, entry))
+        for name in sorted(os.listdir(self.directory)):
+            if name.endswith(".json") and (entry := self._abandoned(self.directory / name)):
+                found.append((self.directory / name, entry))
         return found
 
     def _abandoned(self, path: Path) -> Entry | None:
+        with self._unheld(path) as data:
+            if data is None:
+                return None
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(data, type=Entry)
+            path.unlink(missing_ok=True)  # lost with the host's power: nothing it says is usable
+            return None
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _unheld(path: Path) -> Iterator[bytes | None]:
+        """The content of a file that no writer holds; None of one that is held or gone."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            return None
+            yield None
+            return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return msgspec.json.decode(os.read(fd, 1 << 16), type=Entry)
+            # Its writer may have finished, and removed it, since it was opened.
+            yield os.read(fd, 1 << 16) if os.fstat(fd).st_nlink else None
         except BlockingIOError:
-            return None
-        except msgspec.DecodeError:  # killed between rename and a full disk: nothing was begun
-            path.unlink(missing_ok=True)
-            return None
+            yield None
         finally:
             os.close(fd)
 
-    def recover(self, how: Callable[[Entry], None]) -> list[Entry]:
-        """Finish or undo each unfinished entry by ``how``, then forget it."""
-        done = []
-        for path, entry in self.unfinished():
-            how(entry)
-            path.unlink(missing_ok=True)
-            done.append(entry)
-        return done
+    def sweep(self) -> None:
+        """Remove entries whose writer was killed before they were complete."""
+        for name in os.listdir(self.directory):
+            if not name.endswith(".tmp"):
+                continue
+            with self._unheld(self.directory / name) as data:
+                if data is not None:
+                    (self.directory / name).unlink(missing_ok=True)

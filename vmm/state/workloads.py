@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from vmm.model.errors import CorruptStore
-from vmm.model.ids import HEX64
+from vmm.model.ids import HEX64, short
 from vmm.model.spec import SCHEMA, WorkloadSpec
 from vmm.model.state import State
 from vmm.ports.files import atomic_write
@@ -55,10 +55,12 @@ class WorkloadStore:
                     f"{path}: schema {schema} is newer than this vmm knows ({SCHEMA})",
                     "upgrade vmm",
                 )
-            return msgspec.json.decode(data, type=WorkloadSpec)
-        except msgspec.MsgspecError as error:
-            hint = "restore the file, or remove the workload: vmm rm -f"
-            raise CorruptStore(f"{path}: {error}", hint) from None
+            spec = msgspec.json.decode(data, type=WorkloadSpec)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise CorruptStore(f"{path}: {error}", _hint(workload)) from None
+        if spec.id != workload:
+            raise CorruptStore(f"{path}: is of workload {spec.id[:64]!r}", _hint(workload))
+        return spec
 
     def state(self, workload: str) -> State:
         """What the shim wrote last; ``created`` when it never ran."""
@@ -68,7 +70,7 @@ class WorkloadStore:
             return State()
         try:
             return msgspec.json.decode(data, type=State)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             path = self.path(workload) / STATE
             raise CorruptStore(f"{path}: {error}", "vmm system check --repair") from None
 
@@ -76,10 +78,14 @@ class WorkloadStore:
         """Correct the state of a workload whose shim is gone."""
         atomic_write(self.path(workload) / STATE, msgspec.json.encode(state) + b"\n")
 
-    def delete(self, workload: str) -> None:
-        """Remove the directory: unregistered first, then its content."""
+    def delete(self, workload: str, remove_tree: Callable[[str], object]) -> None:
+        """Remove the directory: unregistered first, then its content by ``remove_tree``, which
+        must bear whatever tree a workload may have made."""
         path = self.path(workload)
-        (path / SPEC).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.is_dir():
+            (path / SPEC).unlink(missing_ok=True)
+            remove_tree(os.fspath(path))
+
+
+def _hint(workload: str) -> str:
+    return f"restore the file, or remove the workload: vmm rm -f {short(workload)}"

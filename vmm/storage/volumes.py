@@ -41,13 +41,15 @@ class VolumeStore:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root) / "volumes"
 
-    def create(self, name: str = "", labels: Mapping[str, str] | None = None) -> Volume:
-        """The volume ``name``, made if missing ("": a new anonymous one)."""
+    def create(
+        self, name: str = "", labels: Mapping[str, str] | None = None, *, anonymous: bool = False
+    ) -> Volume:
+        """The volume ``name``, made if missing ("": a new anonymous one, as with ``anonymous``)."""
         volume = Volume(
             name=check_name(name, "volume name") if name else new_id(),
             labels=dict(labels or {}),
             created=time.time_ns(),
-            anonymous=not name,
+            anonymous=anonymous or not name,
         )
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._lock()):

@@ -286,3 +286,12 @@ def test_local_time_names_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     assert human.local(0) == "1970-01-01 00:00:00 +0000 UTC"
+
+
+def test_a_reference_filter_shows_only_the_rows_it_names() -> None:
+    rows = imageviews.rows(IMAGE, familiar, NOW, truncate=True)
+    assert [r["Tag"] for r in rows if imageviews.row_matches(r, ["busybox"])] == ["1"]
+    assert [r["Tag"] for r in rows if imageviews.row_matches(r, ["localhost:5000/me/*:dev"])] == [
+        "dev"
+    ]
+    assert not any(imageviews.row_matches(r, ["busybox", "other"]) for r in rows)

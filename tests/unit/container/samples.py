@@ -54,8 +54,23 @@ HOST_V2 = HostFacts(
     cap_bounding=ALL,
     cgroups=(v2("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc"),),
     cpuset_cpus="0-1",
+    device_programs=True,
 )
-HOSTS = {"hybrid": HOST, "v1": HOST_V1, "v2": HOST_V2, "none": HostFacts(cap_bounding=ALL)}
+#: cgroup2 of a kernel built without CONFIG_CGROUP_BPF.
+HOST_V2_PLAIN = HostFacts(
+    kernel=(6, 1),
+    cpus=1,
+    cap_bounding=ALL,
+    cgroups=(v2("cpu", "io", "memory", "pids"),),
+    device_programs_reason="this kernel has no BPF programs for cgroups (CONFIG_CGROUP_BPF)",
+)
+HOSTS = {
+    "hybrid": HOST,
+    "v1": HOST_V1,
+    "v2": HOST_V2,
+    "v2-plain": HOST_V2_PLAIN,
+    "none": HostFacts(cap_bounding=ALL),
+}
 
 PATHS = WorkloadPaths(
     directory="/var/lib/vmm/workloads/w",

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,7 +31,7 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(root, OverlayDriver(root / "layers"))
 
 
-def make(store: ImageStore, name: str, text: bytes = b"x", **more: str) -> Image:
+def make(store: ImageStore, name: str, text: bytes = b"x", **more: Any) -> Image:
     return store.import_tar(make_tar(member("f", text)), name, **more)
 
 

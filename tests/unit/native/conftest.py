@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import Case
+
+from tests.unit.native.launching import Case
 
 NATIVE = Path(__file__).parents[3] / "native"
 

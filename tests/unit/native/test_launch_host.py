@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import Case, allow, caps, cgroup_of, own_name
 
+from tests.unit.native.launching import Case, allow, caps, cgroup_of, own_name
 from vmm.model.launch import Op, op
 
 
@@ -273,15 +273,15 @@ def test_killed_launcher_takes_the_workload_along(case: Case, process: list[Op])
     case.process += [caps(), allow()]
     path = case.base / "plan"
     path.write_bytes(case.plan("sh", "-c", "echo up; sleep 1000").encode())
-    process = subprocess.Popen(
+    launcher = subprocess.Popen(
         [str(case.libexec / "vmm-launch"), str(path)], stdout=subprocess.PIPE
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
-    process.kill()
-    process.wait()
-    assert process.stdout.read() == b"", "the end of the pipe: everybody who held it is dead"
-    process.stdout.close()
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"up\n"
+    launcher.kill()
+    launcher.wait()
+    assert launcher.stdout.read() == b"", "the end of the pipe: everybody who held it is dead"
+    launcher.stdout.close()
 
 
 def test_errors_name_the_operation(case: Case) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from launching import CAPS, Case, caps, deny
 
+from tests.unit.native.launching import CAPS, Case, caps, deny
 from vmm.model.launch import Op, op
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import Lab, Namespace
+
+from tests.unit.network.netlab import Lab, Namespace
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ class Namespace:
 
     def ask(self, host: str, port: int, kind: int = socket.SOCK_STREAM) -> str | None:
         """What the server at this address answers; None when it cannot be reached."""
-        return self.call(_ask, host, port, kind)
+        answer: str | None = self.call(_ask, host, port, kind)
+        return answer
 
     def close(self) -> None:
         for child in self._children:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from netlab import UPLINK, WORLD, Lab
 
+from tests.unit.network.netlab import UPLINK, WORLD, Lab
 from vmm.model.errors import Conflict, Unsupported
 from vmm.model.spec import Port
 from vmm.network.service import NetworkService

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from netlab import UPLINK, WORLD, Lab, Namespace
 
+from tests.unit.network.netlab import UPLINK, WORLD, Lab, Namespace
 from vmm.network.netlink_linux import count_rules, link_kind_error
 from vmm.network.probe import capabilities
 from vmm.ports.runner import HostRunner

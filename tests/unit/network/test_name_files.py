@@ -169,6 +169,6 @@ def test_no_server_is_invented() -> None:
 
 @pytest.mark.parametrize("word", ["9.9.9.9\nnameserver 6.6.6.6", "a b", "", "x\0"])
 def test_resolver_words_cannot_add_lines(word: str) -> None:
-    for part in ("dns", "search", "options"):
+    for parts in ([[word], [], []], [[], [word], []], [[], [], [word]]):
         with pytest.raises(UsageError):
-            resolv_conf(HOST, **{part: [word]})
+            resolv_conf(HOST, *parts)

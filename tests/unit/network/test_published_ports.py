@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from netlab import Namespace
 
+from tests.unit.network.netlab import Namespace
 from vmm.model.errors import Conflict, HostError, UsageError, VmmError
 from vmm.model.spec import Port
 from vmm.network.ports import PublishedPort, bind_ports, close_ports, relay_argv

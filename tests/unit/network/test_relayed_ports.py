@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from netlab import UPLINK, WORLD, Lab, Namespace
 
+from tests.unit.network.netlab import UPLINK, WORLD, Lab, Namespace
 from vmm.model.spec import Port
 from vmm.network.ports import bind_ports, relay_argv
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shimlab import Lab, make_root
+
+from tests.unit.shim.shimlab import Lab, make_root
 
 REPO = Path(__file__).parents[3]
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,13 @@ class Lab:
     def status(self) -> dict[str, Any]:
         """What the shim says now."""
         with Control.connect(str(self.run / "ctl.sock")) as control:
-            return json.loads(control.status())
+            found: dict[str, Any] = json.loads(control.status())
+            return found
 
     def state(self) -> dict[str, Any]:
         """What is on disk."""
-        return json.loads((self.path / "state.json").read_text())
+        found: dict[str, Any] = json.loads((self.path / "state.json").read_text())
+        return found
 
     def log(self, name: str = "log") -> list[dict[str, str]]:
         return [json.loads(line) for line in (self.path / name).read_text().splitlines()]
@@ -159,7 +162,11 @@ class Lab:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
         for pid in self._shims:
-            eventually(lambda pid=pid: not alive(pid))
+            eventually(partial(_dead, pid))
+
+
+def _dead(pid: int) -> bool:
+    return not alive(pid)
 
 
 PTS = "newinstance,ptmxmode=0666,mode=0620"

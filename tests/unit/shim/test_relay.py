@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from shimlab import alive, eventually
+
+from tests.unit.shim.shimlab import alive, eventually
 
 TARGET = "127.0.0.9"
 
@@ -131,7 +132,12 @@ def test_tcp_much_data_with_a_slow_reader(net: Network, relay: Relay) -> None:
     client = net.connect(published)
     peer, _ = server.accept()
     data = os.urandom(1 << 20) * 24
-    sender = threading.Thread(target=lambda: (client.sendall(data), client.close()))
+
+    def send() -> None:
+        client.sendall(data)
+        client.close()
+
+    sender = threading.Thread(target=send)
     sender.start()
     time.sleep(0.3)
     resident = Path(f"/proc/{process.pid}/status").read_text().partition("VmRSS:")[2].split()[0]
@@ -143,9 +149,8 @@ def test_tcp_much_data_with_a_slow_reader(net: Network, relay: Relay) -> None:
 def test_a_workload_that_does_not_listen_resets(net: Network, relay: Relay) -> None:
     published = net.bound("127.0.0.1")
     relay((published, TARGET, 1, "serve"))
-    client = net.connect(published)
     with pytest.raises(ConnectionResetError):
-        client.recv(1)
+        net.connect(published).recv(1)
 
 
 def test_a_reset_is_passed_on(net: Network, relay: Relay) -> None:

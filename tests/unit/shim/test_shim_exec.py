@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import pytest
-from shimlab import Lab, collect, command, eventually, read_until
 
+from tests.unit.shim.shimlab import Lab, collect, command, eventually, read_until
 from vmm.control import frames as f
 from vmm.model.errors import LaunchError, VmmError
 from vmm.model.ids import new_id
 
 
-def exec_state(lab: Lab, exec_id: str) -> dict[str, object]:
-    return json.loads((lab.path / "exec" / f"{exec_id}.json").read_text())
+def exec_state(lab: Lab, exec_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((lab.path / "exec" / f"{exec_id}.json").read_text())
+    return found
 
 
 def test_output_and_exit_code(lab: Lab) -> None:
@@ -54,7 +56,7 @@ def test_many_at_once_over_one_connection(lab: Lab) -> None:
     for n in range(20):
         channel, _ = control.exec(new_id(), command("sh", "-c", f"echo {n}; exit {n}"))
         wanted[channel] = n
-    seen: dict[int, list[object]] = {channel: [] for channel in wanted}
+    seen: dict[int, list[Any]] = {channel: [] for channel in wanted}
     while sum(f.EXIT in got for got in seen.values()) < 20:
         frame = control.next_frame(10)
         assert frame is not None
@@ -68,9 +70,12 @@ def test_stdin_with_its_end(lab: Lab) -> None:
     control = lab.start("sleep", "60")
     channel, _ = control.exec(new_id(), command("cat"), stdin=True)
     data = b"0123456789" * 100000
-    writer = threading.Thread(
-        target=lambda: (control.write_stdin(data, channel), control.write_stdin(b"", channel))
-    )
+
+    def write() -> None:
+        control.write_stdin(data, channel)
+        control.write_stdin(b"", channel)
+
+    writer = threading.Thread(target=write)
     writer.start()
     assert collect(control, channel) == (data, b"", 0)
     writer.join()

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from shimlab import Lab, eventually
 
+from tests.unit.shim.shimlab import Lab, eventually
 from vmm.control import Control
 from vmm.control import frames as f
 from vmm.model.errors import VmmError

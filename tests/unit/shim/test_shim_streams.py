@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from shimlab import Lab, collect, eventually, read_until
 
+from tests.unit.shim.shimlab import Lab, collect, eventually, read_until
 from vmm.control import frames as f
 from vmm.model.errors import ShimLost, VmmError
 
@@ -60,7 +60,12 @@ def test_a_client_that_never_reads_is_cut_off_and_the_workload_goes_on(lab: Lab)
 def test_stdin_and_its_end(lab: Lab) -> None:
     control = lab.start("cat", stdin=True, once=True)
     data = bytes(range(256)) * 4000
-    writer = threading.Thread(target=lambda: (control.write_stdin(data), control.write_stdin(b"")))
+
+    def write() -> None:
+        control.write_stdin(data)
+        control.write_stdin(b"")
+
+    writer = threading.Thread(target=write)
     writer.start()
     out, _, code = collect(control)
     writer.join()

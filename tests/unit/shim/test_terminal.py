@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shimlab import Lab, command, eventually
-
+from tests.unit.shim.shimlab import Lab, command, eventually
 from vmm.model.ids import new_id
 
 PROGRAM = """
@@ -35,7 +34,9 @@ sys.exit(0 if code is None else code)
 REPO = Path(__file__).parents[3]
 
 
-def client(lab: Lab, *, tty: bool = False, proxy: bool = False, start: bool = True, **options: Any):
+def client(
+    lab: Lab, *, tty: bool = False, proxy: bool = False, start: bool = True, **options: Any
+) -> subprocess.Popen[bytes]:
     flags = [str(int(x)) for x in (tty, proxy, start)]
     argv = [sys.executable, "-c", PROGRAM, str(lab.run / "ctl.sock"), *flags]
     return subprocess.Popen(argv, cwd=REPO, **options)

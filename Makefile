@@ -1,5 +1,7 @@
 # Two commands: `make demo` shows the main job, `make test` runs the tests. Both set up what they need.
 SHELL := /bin/bash
+# Compiled modules are what a user has, too; without them every command compiles all it loads.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin

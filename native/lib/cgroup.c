@@ -104,15 +104,60 @@ int vmm_cgroup_setup(const struct vmm_host *host, struct vmm_error *e) {
     return failed;
 }
 
+/* Number of the process of a pidfd (proc_pid_fdinfo(5)); 0: it ended. */
+static long pid_of(int pidfd) {
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+    if (vmm_read_file(AT_FDCWD, path, text, sizeof text) < 0)
+        return 0;
+    char *at = strstr(text, "\nPid:");
+    long pid = at ? strtol(at + 5, NULL, 10) : 0;
+    return pid > 0 ? pid : 0;
+}
+
+/* Name of `target`'s v2 group below `group`, "" or "/a/b", in `out`. The last part of `group` is unique,
+ * so that its place in the path tells, wherever the hierarchy is mounted. */
+static int group_below(const char *group, int target, char *out, size_t size) {
+    char path[64], text[PATH_MAX];
+    long pid = pid_of(target);
+    const char *name = strrchr(group, '/');
+    snprintf(path, sizeof path, "/proc/%ld/cgroup", pid);
+    if (!pid || !name || vmm_read_file(AT_FDCWD, path, text, sizeof text) < 0)
+        return -1;
+    char *line = strncmp(text, "0::", 3) ? strstr(text, "\n0::") : text;
+    char *end = line ? strchr(line + 1, '\n') : NULL;
+    if (end)
+        *end = 0;
+    char *found = line ? strstr(line, name) : NULL;
+    if (!found)
+        return -1;
+    return snprintf(out, size, "%s", found + strlen(name)) < (int)size ? 0 : -1;
+}
+
+/* A v2 group whose controllers are handed on takes no process (EBUSY): a workload that may write its
+ * groups, as systemd's do, has moved itself below. Then enter the group of its first process. */
+static int join_below(const char *group, int target) {
+    char path[2 * PATH_MAX], below[PATH_MAX];
+    if (target < 0 || group_below(group, target, below, sizeof below) < 0) {
+        errno = EBUSY;
+        return -1;
+    }
+    snprintf(path, sizeof path, "%s%s/cgroup.procs", group, below);
+    return vmm_write_file(AT_FDCWD, path, "0");
+}
+
 /* A process that writes 0 moves itself, without the grace period that writing a pid costs. */
-int vmm_cgroup_join(const struct vmm_host *host, bool v2, struct vmm_error *e) {
+int vmm_cgroup_join(const struct vmm_host *host, bool v2, int target, struct vmm_error *e) {
     for (size_t i = 0; i < host->group_count; i++) {
         char path[PATH_MAX];
         bool unified = is_v2(host->groups[i]);
         if (unified && !v2)
             continue;
         snprintf(path, sizeof path, "%s/%s", host->groups[i], unified ? "cgroup.procs" : "tasks");
-        if (vmm_write_file(AT_FDCWD, path, "0") < 0) {
+        int failed = vmm_write_file(AT_FDCWD, path, "0");
+        if (failed && errno == EBUSY && unified)
+            failed = join_below(host->groups[i], target);
+        if (failed) {
             snprintf(e->step, sizeof e->step, "cgroup.join %.150s", host->groups[i]);
             return vmm_fail(e, 125, errno, "cannot enter the cgroup %.300s", host->groups[i]);
         }
@@ -215,6 +260,28 @@ static void remove_children(const char *path, int depth) {
     }
     if (directory)
         closedir(directory);
+}
+
+/* Have a v2 group keep its controllers to itself again. */
+static void withdraw(const char *group) {
+    char path[PATH_MAX], text[512], order[1024] = "";
+    size_t used = 0;
+    if (snprintf(path, sizeof path, "%s/cgroup.subtree_control", group) >= (int)sizeof path ||
+        vmm_read_file(AT_FDCWD, path, text, sizeof text) <= 0)
+        return;
+    for (char *rest = text, *name; (name = strsep(&rest, " \n"));)
+        if (*name)
+            used += (size_t)snprintf(order + used, sizeof order - used, "-%s ", name);
+    vmm_write_file(AT_FDCWD, path, order);
+}
+
+void vmm_cgroup_clear(const struct vmm_host *host) {
+    for (size_t i = 0; i < host->group_count; i++) {
+        if (!is_v2(host->groups[i]))
+            continue;
+        remove_children(host->groups[i], 0);
+        withdraw(host->groups[i]);
+    }
 }
 
 /* A frozen process of v1 does not die before it is thawed. */

@@ -73,7 +73,7 @@ static int join_between(struct vmm_launcher *launcher, struct vmm_child *child,
     snprintf(e->step, sizeof e->step, "ns");
     if (!(wanted & CLONE_NEWUSER))
         return join_shared(launcher, child, wanted, e);
-    if (vmm_cgroup_join(child->host, true, e) < 0) /* afterwards they are out of reach */
+    if (vmm_cgroup_join(child->host, true, child->target, e) < 0) /* afterwards they are out of reach */
         return -1;
     child->cgroups_joined = true;
     if (join_shared(launcher, child, wanted, e) < 0)
@@ -121,6 +121,10 @@ static int start_direct(struct vmm_child *child, pid_t *pid, int *pidfd, struct 
         child->in_v2 = true;
     }
     *pid = sys_clone3(&args);
+    if (*pid < 0 && errno == EBUSY && group >= 0) {
+        vmm_cgroup_clear(child->host);
+        *pid = sys_clone3(&args);
+    }
     if (*pid == 0)
         vmm_child_main(child);
     return *pid < 0 ? vmm_fail(e, 125, errno, "cannot create the process in its namespaces") : 0;

@@ -102,8 +102,8 @@ class Context:
         bad: list[str] = []
         for workload in index.replace(lambda: self._stored(bad)):
             self.notices.append(
-                f"workload {short(workload)} has the name of another, and is known by its id alone; "
-                f"give it one: vmm rename {short(workload)} NAME"
+                f"workload {short(workload)} has another's name, so only its id finds it; "
+                f"give it a name: vmm rename {short(workload)} NAME"
             )
         return bad
 

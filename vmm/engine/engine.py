@@ -244,14 +244,12 @@ class Engine:
         return maintenance.df(self.ctx)
 
     def check(self, *, repair: bool = False) -> list[str]:
-        from vmm.engine import maintenance
+        from vmm.engine.check import check
 
-        return maintenance.check(self.ctx, repair=repair)
+        return check(self.ctx, repair=repair)
 
     def rebuild(self) -> list[str]:
-        from vmm.engine import maintenance
-
-        return maintenance.rebuild(self.ctx)
+        return self.ctx.rebuild_index()
 
     def prune(self, *, all_images: bool = False, volumes: bool = False) -> dict[str, Any]:
         from vmm.engine import maintenance

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from typing import Any
 
 from vmm import __version__
 from vmm.engine import lifecycle
 from vmm.engine.context import Context
-from vmm.engine.recovery import recover
-from vmm.engine.status import LIVE, observe, settle, shim_alive
+from vmm.engine.lifecycle import remove_tree
+from vmm.engine.recovery import abandoned_builds, recover
+from vmm.engine.status import LIVE, observe
 from vmm.model.backend import HostFacts
-from vmm.model.errors import CorruptStore, HostError, VmmError
-from vmm.model.ids import short
-from vmm.ports.files import locked
+from vmm.model.errors import HostError, VmmError
 
 
 def info(ctx: Context) -> dict[str, Any]:
@@ -104,16 +102,14 @@ def _row(kind: str, total: int, active: int, size: int, reclaimable: int) -> dic
     }  # fmt: skip
 
 
-def volumes_in_use(ctx: Context) -> dict[str, list[str]]:
-    """Volume names with the workloads that mount them."""
+def volumes_in_use(ctx: Context, without: str = "") -> dict[str, list[str]]:
+    """Volume names with the workloads (but one) that mount them; CorruptStore when it cannot be
+    known, since a volume must not be removed then."""
     found: dict[str, list[str]] = {}
     for row in ctx.index.rows():
-        if not ctx.store.registered(row.id):
+        if row.id == without or not ctx.store.registered(row.id):
             continue
-        try:
-            spec = ctx.store.read(row.id)
-        except CorruptStore:
-            continue
+        spec = ctx.store.read(row.id)
         for mount in spec.mounts:
             if mount.kind == "volume":
                 found.setdefault(mount.source, []).append(spec.name)
@@ -129,129 +125,22 @@ def images_in_use(ctx: Context) -> dict[str, list[str]]:
     return found
 
 
-def check(ctx: Context, *, repair: bool) -> list[str]:
-    """Every fault found; with ``repair``, what can be mended is."""
-    faults = [
-        f"unfinished {entry.action} of {short(entry.workload)}: its command was killed"
-        for _, entry in ctx.journal.unfinished()
-    ]
-    if repair:
-        recover(ctx)
-    faults += _check_workloads(ctx, repair)
-    faults += _check_builds(ctx, repair)
-    faults += _check_runs(ctx, repair)
-    faults += ctx.images.check()
-    faults += ctx.network.warnings()
-    if repair and faults:
-        rebuild(ctx)
-        if any(ctx.network.warnings()):
-            ctx.bridge()
-    return faults
-
-
-def _check_workloads(ctx: Context, repair: bool) -> list[str]:
-    faults = []
-    known = {row.id for row in ctx.index.rows()}
-    busy = {entry.stem.split("-")[1] for entry in ctx.journal.directory.glob("*.json")}
-    for workload in ctx.store.ids():
-        if workload in busy:
-            continue
-        if not ctx.store.registered(workload):
-            faults.append(f"workload {short(workload)}: left over, it has no workload.json")
-            if repair:
-                ctx.store.delete(workload)
-            continue
-        faults += _check_one(ctx, workload, workload in known, repair)
-    gone = known - set(ctx.store.ids())
-    faults += [f"workload {short(i)}: in the index, but not in storage" for i in sorted(gone)]
-    return faults
-
-
-def _check_one(ctx: Context, workload: str, indexed: bool, repair: bool) -> list[str]:
-    faults = [] if indexed else [f"workload {short(workload)}: in storage, but not in the index"]
-    try:
-        spec = ctx.store.read(workload)
-        recorded, state = ctx.store.state(workload), observe(ctx, workload)
-    except CorruptStore as error:
-        return [*faults, error.message]
-    if recorded.status != state.status:
-        faults.append(f"workload {short(workload)}: recorded as {recorded.status}: {state.error}")
-        if repair:
-            with ctx.lock(workload):
-                settle(ctx, workload)
-                lifecycle.release(ctx, spec)
-    return faults
-
-
-def _check_builds(ctx: Context, repair: bool) -> list[str]:
-    """Build directories whose builder died (it held a lock while it lived)."""
-    faults = []
-    for directory in sorted((ctx.root / "builds").iterdir()):
-        if not directory.is_dir():
-            continue
-        try:
-            with locked(directory / "lock", timeout=0):
-                faults.append(f"build {directory.name}: left over by a killed build")
-                if repair:
-                    shutil.rmtree(directory, ignore_errors=True)
-        except VmmError:
-            continue
-    return faults
-
-
-def _check_runs(ctx: Context, repair: bool) -> list[str]:
-    """Run-time directories that no live shim of a workload owns."""
-    faults = []
-    owners = {short(workload): workload for workload in ctx.store.ids()}
-    for directory in sorted(ctx.run_dir.iterdir()):
-        if not directory.is_dir() or len(directory.name) != 12:
-            continue
-        owner = owners.get(directory.name)
-        if owner and shim_alive(ctx.store.state(owner)):
-            continue
-        if _listening(str(directory / "ctl.sock")):
-            continue
-        faults.append(f"run directory {directory}: no shim lives there")
-        if repair:
-            shutil.rmtree(directory, ignore_errors=True)
-    return faults
-
-
-def _listening(path: str) -> bool:
-    import socket
-
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(1)
-        try:
-            sock.connect(path)
-        except OSError:
-            return False
-    return True
-
-
-def rebuild(ctx: Context) -> list[str]:
-    """Make the index anew from storage; the ids whose documents are damaged."""
-    with ctx.lock("instance"):
-        return ctx.fill(ctx.index)
-
-
 def prune(ctx: Context, *, all_images: bool, volumes: bool) -> dict[str, Any]:
     """Remove stopped workloads, dangling (or all unused) images, build leftovers and volumes."""
     recover(ctx)
     removed: list[str] = []
     for row in ctx.index.rows():
-        state = observe(ctx, row.id)
-        if state.status in LIVE or shim_alive(state):
-            continue
-        lifecycle.remove(ctx, row.id)
-        removed.append(row.id)
+        with contextlib.suppress(VmmError):  # it runs, or is gone meanwhile
+            lifecycle.remove(ctx, row.id)
+            removed.append(row.id)
     dropped: list[str] = []
     if volumes:
         dropped = list(ctx.volumes.prune(volumes_in_use(ctx))[0])
-    _check_builds(ctx, repair=True)
     with ctx.lock("images"):
-        shutil.rmtree(ctx.root / "build-cache", ignore_errors=True)
-        images = ctx.images.prune(in_use=set(images_in_use(ctx)), everything=all_images)
+        remove_tree(os.fspath(ctx.root / "build-cache"))
+        images = ctx.images.prune(
+            in_use=set(images_in_use(ctx)), everything=all_images, min_age=_sparing(ctx)
+        )
     return {
         "containers": removed,
         "volumes": dropped,
@@ -260,20 +149,31 @@ def prune(ctx: Context, *, all_images: bool, volumes: bool) -> dict[str, Any]:
     }
 
 
+def _sparing(ctx: Context) -> float:
+    """Seconds for which layers and blobs without an image are spared: a build may want them."""
+    building = set(os.listdir(ctx.root / "builds")) - set(abandoned_builds(ctx))
+    return 3600 if building else 0
+
+
 def boot(ctx: Context) -> list[str]:
     """After the host came up: repair, then start what asks for it; the names started."""
-    check(ctx, repair=True)
+    from vmm.engine.check import check
+
+    ctx.notices += check(ctx, repair=True)
     started = []
     for row in reversed(ctx.index.rows()):
-        spec, state = ctx.store.read(row.id), observe(ctx, row.id)
-        wanted = spec.restart.policy == "always" or (
-            spec.restart.policy == "unless-stopped" and not state.manual_stop
-        )
-        if not wanted or state.status in LIVE or not state.started:
-            continue
         try:
-            lifecycle.start(ctx, row.id)
-            started.append(row.name)
+            if _wants_start(ctx, row.id):
+                lifecycle.start(ctx, row.id)
+                started.append(row.name)
         except VmmError as error:
             ctx.notices.append(f"{row.name}: {error.message}")
     return started
+
+
+def _wants_start(ctx: Context, workload: str) -> bool:
+    spec, state = ctx.store.read(workload), observe(ctx, workload)
+    if state.status in LIVE or not state.started:
+        return False
+    policy = spec.restart.policy
+    return policy == "always" or (policy == "unless-stopped" and not state.manual_stop)

@@ -55,26 +55,28 @@ def run_step(
         log=Log(driver="none"),
     )
     backend = ctx.backend("container")
-    try:
+    with ctx.journal.begin("step", workload) as undo:
+        undo.push(lambda: drop_step(ctx, workload))
         given = _input(ctx, spec, layout, directory, volumes)
         plan = directory / "launch.plan"
         atomic_write(plan, backend.compile(given).encode())
         Path(given.paths.run).mkdir(mode=0o700)
         spawn_shim(given.paths.libexec, str(plan), [])
-        return _follow(given.paths.run, output)
-    finally:
-        _clean(ctx, spec, directory)
-
-
-def _clean(ctx: Context, spec: WorkloadSpec, directory: Path) -> None:
-    import shutil
-
-    ctx.backend("container").cleanup(launching.bare_input(ctx, spec))
-    if spec.network.mode == "bridge":
-        ctx.network.release(spec.id)
-    shutil.rmtree(ctx.run_dir / short(spec.id), ignore_errors=True)
+        code = _follow(given.paths.run, output)
+        drop_step(ctx, workload)
     for name in ("launch.plan", "state.json", "hosts", "hostname", "resolv.conf"):
         (directory / name).unlink(missing_ok=True)
+    return code
+
+
+def drop_step(ctx: Context, workload: str) -> None:
+    """Kill a step if it runs and release what it took; its files are the build's."""
+    from vmm.engine import lifecycle
+
+    lifecycle.end_shim(ctx, workload, 9, 0)
+    ctx.backend("container").cleanup(launching.bare_input(ctx, lifecycle.remains(workload)))
+    ctx.network.release(workload)
+    lifecycle.remove_tree(str(ctx.run_dir / short(workload)))
 
 
 def _paths(ctx: Context, spec: WorkloadSpec, directory: Path) -> WorkloadPaths:

@@ -1,7 +1,5 @@
 """What a backend is, to the engine: pure compile, thin start; and the facts it compiles with."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import msgspec

@@ -1,7 +1,5 @@
 """OCI image documents (image-spec v1.1: config.md, manifest.md, image-index.md, descriptor.md)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

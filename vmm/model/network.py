@@ -1,7 +1,5 @@
 """Networks and endpoints as objects (inspectable, with ids)."""
 
-from __future__ import annotations
-
 import msgspec
 
 

@@ -3,8 +3,6 @@
 None means that the caller said nothing, so that the image's value holds.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from vmm.model.spec import Log, Mount, Port, Resources, Restart, Security

@@ -4,8 +4,6 @@ Sizes are bytes, times nanoseconds (durations of Docker's fields likewise),
 CPU is in billionths of a CPU (``nano_cpus``).  None means: not asked for.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """What is known of a workload that ran (``state.json``, written by the shim alone)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -1,7 +1,6 @@
 """Write docs/cli.md, the reference of every command, from the command tree itself.
 
-    python docs/generate.py            write the file
-    python docs/generate.py --check    exit with 1 when the file is not current
+With ``--check`` nothing is written; the exit code is 1 when the file is not current.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ INTRODUCTION = """\
 Written by `docs/generate.py` from the command tree; `vmm COMMAND --help` prints the same text.
 
 Names, flags and output are those of Docker's command line. A CONTAINER is a workload, named
-by its full ID, its name, or a prefix of its ID that only it has. Flags may stand before or after arguments;
-for `vmm run`, `vmm create` and `vmm exec`, all that follows the first argument (IMAGE or CONTAINER) belongs
-to the workload. `-itd` is `-i -t -d`. A boolean flag takes a value: `--rm=false`.
+by its full ID, its name, or a prefix of its ID that only it has. Flags may stand before or after
+arguments; for `vmm run`, `vmm create` and `vmm exec`, all that follows the first argument (IMAGE or
+CONTAINER) belongs to the workload. `-itd` is `-i -t -d`. A boolean flag may have a value:
+`--rm=false`.
 
 `--root DIR` stands before the command and chooses the instance; so does the variable `VMM_ROOT`.
 
@@ -39,9 +39,9 @@ to the workload. `-itd` is `-i -t -d`. A boolean flag takes a value: `--rm=false
 | 130 | interrupted |
 | 128+n | the workload ended by signal n: 137 is KILL, 143 is TERM |
 
-`vmm run`, `vmm start -a`, `vmm attach` and `vmm exec` end with the exit code of the process they ran.
-`vmm build` ends with the exit code of the RUN that failed. A command over several objects goes on
-after a failure and ends with 1. `vmm system check` ends with 1 when it found faults.
+`vmm run`, `vmm start -a`, `vmm attach` and `vmm exec` end with the exit code of the process they
+ran. `vmm build` ends with the exit code of the RUN that failed. A command over several objects goes
+on after a failure and ends with 1. `vmm system check` ends with 1 when it found faults.
 """
 
 REFUSED = """\

@@ -42,7 +42,7 @@ def gather() -> HostFacts:
     uname = os.uname()
     status = read("/proc/self/status")
     cgroups = _cgroups()
-    refused = _device_programs(cgroups)
+    refused = device_programs(cgroups)
     return HostFacts(
         os="linux",
         architecture=ARCHITECTURES.get(uname.machine, uname.machine),
@@ -70,11 +70,24 @@ def kernel_version(release: str) -> tuple[int, int]:
 def _cgroups() -> tuple[CgroupHierarchy, ...]:
     text = read("/proc/self/mountinfo")
     unified = {
-        mount.mountpoint: read(f"{mount.mountpoint}/cgroup.controllers")
+        mount.mountpoint: controllers_v2(mount.mountpoint)
         for mount in mountinfo.parse_mountinfo(text)
         if mount.type == "cgroup2"
     }
     return mountinfo.hierarchies(text, read("/proc/self/cgroup"), unified)
+
+
+def controllers_v2(mountpoint: str) -> str:
+    """The controllers that groups below can have.
+
+    Only the hierarchy's root, which alone has no cgroup.type, hands on controllers while it
+    holds processes (admin-guide/cgroup-v2.rst, "No Internal Process Constraint"): a container's
+    own group, mounted in its cgroup namespace, gives what it handed on before.
+    """
+    is_root = not os.path.exists(f"{mountpoint}/cgroup.type")
+    if is_root or not read(f"{mountpoint}/cgroup.procs"):
+        return read(f"{mountpoint}/cgroup.controllers")
+    return read(f"{mountpoint}/cgroup.subtree_control")
 
 
 def _cpuset(cgroups: tuple[CgroupHierarchy, ...]) -> str:
@@ -86,7 +99,7 @@ def _cpuset(cgroups: tuple[CgroupHierarchy, ...]) -> str:
     return ""
 
 
-def _device_programs(cgroups: tuple[CgroupHierarchy, ...]) -> str | None:
+def device_programs(cgroups: tuple[CgroupHierarchy, ...]) -> str | None:
     """Why the kernel takes no device program, "" when it does; None: there is no need of any."""
     if any(group.version == 1 and "devices" in group.controllers for group in cgroups):
         return None

@@ -72,16 +72,20 @@ int vmm_net_setup(const struct vmm_host *host, int net, struct vmm_error *e);
 /* ---- cgroup.c ---- */
 
 int vmm_cgroup_setup(const struct vmm_host *host, struct vmm_error *e);
-/* Enter every cgroup of v1, and of v2 too with `v2`; there beside the process `target` (a pidfd, -1:
- * none) if the workload has groups of its own making below. */
+/* Enter every cgroup of v1, and of v2 too with `v2`; there beside the process `target` (a pidfd,
+ * -1: none), which may have gone to a group of its own making below. */
 int vmm_cgroup_join(const struct vmm_host *host, bool v2, int target, struct vmm_error *e);
-/* Take away what an earlier run made below the v2 groups, so that they can be entered again. */
-void vmm_cgroup_clear(const struct vmm_host *host);
 /* Descriptor of the first v2 group to be joined (CLONE_INTO_CGROUP), -1: none. */
 int vmm_cgroup_v2(const struct vmm_host *host);
 uint64_t vmm_cgroup_oom(const struct vmm_host *host);
+bool vmm_cgroup_is_v2(const char *directory);
+
+/* ---- cgroup_end.c ---- */
+
 /* Signal all processes of the kill group; how many were there, or -1 with errno. */
 int vmm_cgroup_signal(const char *directory, int signal);
+/* Take away what an earlier run made below the v2 groups, so that they can be entered again. */
+void vmm_cgroup_clear(const struct vmm_host *host);
 /* Kill what is left, then remove what cgroup.make made; waits 2 s at most. */
 void vmm_cgroup_remove(const struct vmm_host *host);
 

@@ -121,10 +121,6 @@ static int start_direct(struct vmm_child *child, pid_t *pid, int *pidfd, struct 
         child->in_v2 = true;
     }
     *pid = sys_clone3(&args);
-    if (*pid < 0 && errno == EBUSY && group >= 0) {
-        vmm_cgroup_clear(child->host);
-        *pid = sys_clone3(&args);
-    }
     if (*pid == 0)
         vmm_child_main(child);
     return *pid < 0 ? vmm_fail(e, 125, errno, "cannot create the process in its namespaces") : 0;
@@ -251,6 +247,8 @@ int vmm_launch(struct vmm_launcher *launcher, struct vmm_stdio *io, pid_t *pid, 
                struct vmm_error *e) {
     *pid = *pidfd = io->master = -1;
     vmm_close(&launcher->target);
+    if (launcher->ready)
+        vmm_cgroup_clear(&launcher->host);
     if (prepare(launcher, e) < 0)
         return -1;
     launcher->oom = vmm_cgroup_oom(&launcher->host);

@@ -2,11 +2,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -128,6 +130,17 @@ static int check_kernel_tree(const struct vmm_child *child, const char *type, co
     return 0;
 }
 
+/* A link that leads into procfs would put a mount over what is masked or written there (CVE-2019-16884). */
+static int check_place(int place, const char *path, struct vmm_error *e) {
+    struct statfs fs;
+    if (fstatfs(place, &fs) < 0)
+        return vmm_fail(e, 125, errno, "\"%.200s\"", path);
+    if (fs.f_type == PROC_SUPER_MAGIC)
+        return vmm_fail(e, 125, 0, "\"%.200s\" in the image leads into /proc, where nothing may be mounted",
+                        path);
+    return 0;
+}
+
 static int attach(int mount, int place, const char *path, struct vmm_error *e) {
     if (sys_move_mount(mount, place) < 0)
         return vmm_fail(e, 125, errno, "cannot mount on \"%.200s\"", path);
@@ -139,7 +152,9 @@ static int mount_new(struct vmm_child *child, const char *type, const char *sour
     if (check_kernel_tree(child, type, path, e) < 0)
         return -1;
     VMM_CLOSE int place = vmm_root_make(child->root, path, VMM_DIRECTORY, e);
-    VMM_CLOSE int mount = place < 0 ? -1 : make_fs(type, source, data, attributes, e);
+    if (place < 0 || (strcmp(type, "proc") != 0 && check_place(place, path, e) < 0))
+        return -1;
+    VMM_CLOSE int mount = make_fs(type, source, data, attributes, e);
     return mount < 0 ? -1 : attach(mount, place, path, e);
 }
 
@@ -192,7 +207,7 @@ int vmm_mount_bind(void *context, const struct vmm_record *r, struct vmm_error *
     bool directory = S_ISDIR(from.st_mode);
     VMM_CLOSE int place =
         vmm_root_make(child->root, r->argv[2], directory ? VMM_DIRECTORY : VMM_FILE, e);
-    if (place < 0)
+    if (place < 0 || check_place(place, r->argv[2], e) < 0)
         return -1;
     if (fstat(place, &to) == 0 && directory != S_ISDIR(to.st_mode))
         return vmm_fail(e, 125, 0, "%.150s is %s, but \"%.150s\" in the image is %s", r->argv[1],

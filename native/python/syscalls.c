@@ -19,16 +19,20 @@
 #define AT_RECURSIVE 0x8000
 #endif
 
+enum { OPEN_TRIES = 1000 };
+
 static int result(long value) { return value < 0 ? -errno : (int)value; }
 
 static int vmm_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
 {
     struct open_how how = {.flags = flags, .mode = mode, .resolve = resolve};
-    long fd;
-    do /* EAGAIN: a rename raced with RESOLVE_IN_ROOT, try again (openat2(2)) */
-        fd = syscall(SYS_openat2, dirfd, path, &how, sizeof how);
-    while (fd < 0 && errno == EAGAIN);
-    return result(fd);
+    for (int tries = 0;; tries++) {
+        /* EAGAIN: a rename raced with RESOLVE_IN_ROOT (openat2(2)). In a detached mount some links that
+         * lead round in a circle through `..` give it every time. */
+        long fd = syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+        if (fd >= 0 || errno != EAGAIN || tries == OPEN_TRIES)
+            return result(fd);
+    }
 }
 
 static int vmm_pidfd_open(int pid) { return result(syscall(SYS_pidfd_open, pid, 0)); }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <linux/keyctl.h>
 #include <linux/sockios.h>
 #include <malloc.h>
 #include <signal.h>
@@ -119,10 +120,12 @@ void platform_close_except(const int *keep, size_t count)
     syscall(SYS_close_range, from, ~0U, 0);
 }
 
-/* No core dump, no /proc/PID/mem for others; memory goes back to the system when freed. */
+/* No core dump, no /proc/PID/mem for others; memory goes back to the system when freed. A session
+ * keyring of the shim's own, so that no process it starts holds the keys of whoever started it. */
 void platform_harden(void)
 {
     prctl(PR_SET_DUMPABLE, 0);
+    syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 64 << 10);
     mallopt(M_TRIM_THRESHOLD, 64 << 10);

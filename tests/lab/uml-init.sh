@@ -1,7 +1,6 @@
 #!/bin/sh
 # The first process of a User-mode Linux guest: mounts, then the scripts, then power off.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
-export PYTHONDONTWRITEBYTECODE=1
 . "$(dirname "$0")/environment"
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -13,7 +12,7 @@ mount -t hostfs -o "$SHARED" shared "$SHARED"
 export SCRATCH="$SHARED/scratch"
 mkdir -p "$SCRATCH"
 mount -t tmpfs tmpfs "$SCRATCH"
-export TMPDIR="$SCRATCH"
+export TMPDIR="$SCRATCH" PYTHONPYCACHEPREFIX="$SCRATCH/pycache"
 busybox ip link set lo up
 busybox insmod "$MODULES/$(uname -r)/kernel/fs/overlayfs/overlay.ko"
 "$PYTHON" "$LAB/uml_guest.py"

@@ -40,7 +40,7 @@ class Boot(NamedTuple):
 def run(scripts: dict[str, str], directory: Path, *, memory: int = 512, timeout: float) -> Boot:
     """Boot once, run the shell scripts in order, power off; AssertionError past ``timeout``.
 
-    In the guest ``$SHARED`` is ``directory``, ``$SCRATCH`` a tmpfs and ``$PYTHON`` this interpreter.
+    In the guest ``$SHARED`` is a directory below it, ``$SCRATCH`` a tmpfs, ``$PYTHON`` our own.
     ``memory`` is in MiB, ``timeout`` in seconds and includes booting.
     """
     assert KERNEL.exists() and MODULES.is_dir(), "install the package user-mode-linux"

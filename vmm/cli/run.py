@@ -10,7 +10,7 @@ import typer
 from vmm.cli import context, streams
 from vmm.cli.create_options import CreateOptions, RunOptions
 from vmm.cli.output import line
-from vmm.model.errors import UsageError, VmmError
+from vmm.model.errors import LaunchError, ShimLost, UsageError, VmmError
 
 Image = Annotated[str, typer.Argument(metavar="IMAGE")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND] [ARG...]")]
@@ -44,8 +44,8 @@ def run(image: Image, options: RunOptions, command: Words = None) -> int:
             line(spec.id)
             return 0
         session = engine.attach(spec.id, start=True, stdin="stdin" in attached)
-    except BaseException:
-        if options.rm:
+    except BaseException as error:
+        if options.rm or _refused(error):
             with contextlib.suppress(VmmError):
                 engine.remove(spec.id, force=True, volumes=True)
         raise
@@ -60,6 +60,14 @@ def run(image: Image, options: RunOptions, command: Words = None) -> int:
         return 0
     engine.finish(spec.id)
     return code
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether nothing was started, as for a port in use: the workload is then not kept.
+
+    One whose command could not be executed stays, as Docker's does, for inspection.
+    """
+    return isinstance(error, VmmError) and not isinstance(error, LaunchError | ShimLost)
 
 
 def _attached(options: RunOptions) -> set[str]:

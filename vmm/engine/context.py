@@ -100,16 +100,17 @@ class Context:
 
     def _fill(self, index: Index) -> list[str]:
         bad: list[str] = []
-        for workload in index.replace(lambda: self._stored(bad)):
+        for workload in index.replace(lambda: self._stored(index, bad)):
             self.notices.append(
                 f"workload {short(workload)} has another's name, so only its id finds it; "
                 f"give it a name: vmm rename {short(workload)} NAME"
             )
         return bad
 
-    def _stored(self, bad: list[str]) -> Stored:
-        """What storage says; workloads whose spec cannot be read are named by their id."""
+    def _stored(self, index: Index, bad: list[str]) -> Stored:
+        """What storage says; one whose spec cannot be read keeps its name, else has its id's."""
         creating = self.journal.active()
+        names = {row.id: row.name for row in index.rows()}
         rows, claims = [], []
         network = self.bridge_id
         for workload in self.store.ids():
@@ -119,7 +120,7 @@ class Context:
                 spec = self.store.read(workload)
             except CorruptStore:
                 bad.append(workload)
-                rows.append(Row(workload, short(workload), 0))
+                rows.append(Row(workload, names.get(workload, short(workload)), 0))
                 continue
             rows.append(Row(spec.id, spec.name, spec.created))
             if spec.network.address:

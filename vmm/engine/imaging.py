@@ -12,7 +12,7 @@ from vmm.engine.backends import ARCHITECTURES
 from vmm.engine.context import Context
 from vmm.engine.maintenance import images_in_use
 from vmm.engine.recovery import recover
-from vmm.engine.status import LIVE, observe
+from vmm.engine.status import LIVE, shown
 from vmm.model.errors import UsageError
 from vmm.model.image import ContainerConfig, Image
 from vmm.model.request import BuildRequest
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 def remove(ctx: Context, reference: str, *, force: bool) -> list[str]:
     """Remove a reference, and with the last one the image; Docker's lines of what was done."""
+    recover(ctx)
     with ctx.lock("images"):
-        running = [row.name for row in ctx.index.rows() if observe(ctx, row.id).status in LIVE]
+        running = [row.name for row in ctx.index.rows() if shown(ctx, row.id).status in LIVE]
         return list(
             ctx.images.remove(reference, force=force, in_use=images_in_use(ctx), running=running)
         )

@@ -189,6 +189,7 @@ def detach_network(ctx: Context, spec: WorkloadSpec) -> None:
         return
     if attachment(ctx, spec.id).ports:
         ctx.network.unpublish(spec.id)
+    (ctx.store.path(spec.id) / ATTACHMENT).unlink(missing_ok=True)  # from here on no member
     from vmm.engine.members import rewrite_hosts
 
     rewrite_hosts(ctx, leaving=spec.id)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from pathlib import Path
 
 import msgspec
 
 from vmm.engine import backends, launching
 from vmm.engine.context import Context
+from vmm.engine.members import rewrite_hosts
 from vmm.engine.recovery import recover
-from vmm.engine.resolve import resolve
+from vmm.engine.resolve import clamp_defaults, resolve
 from vmm.engine.status import LIVE, observe, settle, shim_alive
 from vmm.model import names
 from vmm.model.backend import RootLayout
@@ -54,7 +54,9 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
         )
         chosen, reason = backends.choose(_wanted(ctx, request), spec.os, spec.architecture)
         spec = msgspec.structs.replace(spec, backend=chosen, backend_reason=reason)
-        ctx.backend(chosen).check(spec, ctx.facts(chosen))
+        facts = ctx.facts(chosen)
+        spec = clamp_defaults(spec, request, facts)
+        ctx.backend(chosen).check(spec, facts)
         _check_sources(spec.mounts)
         with ctx.journal.begin("create", spec.id) as undo:
             spec = _claim(ctx, spec, undo, generated=not request.name)
@@ -151,6 +153,11 @@ def _write_cidfile(path: str, workload: str) -> None:
         raise Conflict(
             f"container ID file found, make sure the other container isn't running or delete {path}"
         ) from None
+    except OSError as error:
+        raise UsageError(
+            f"failed to create the container ID file {path}: {error.strerror}",
+            "give --cidfile a path in a directory that exists and is writable",
+        ) from None
 
 
 def start(ctx: Context, reference: str) -> WorkloadSpec:
@@ -221,6 +228,8 @@ def rename(ctx: Context, reference: str, name: str) -> None:
         ctx.index.rename(workload, check_name(name))
         undo.push(lambda: ctx.index.rename(workload, spec.name))
         ctx.store.write(msgspec.structs.replace(spec, name=name))
+    if spec.network.mode == "bridge":
+        rewrite_hosts(ctx)
     ctx.events.append("container", "rename", workload, name=name, oldName=spec.name)
 
 
@@ -283,11 +292,16 @@ def remains(workload: str, name: str = "") -> WorkloadSpec:
 
 
 def _drop_volumes(ctx: Context, spec: WorkloadSpec) -> None:
-    """Remove the anonymous volumes of a workload, except those that others mount by their name."""
+    """Remove the anonymous volumes of a workload, except those that others mount by their name;
+    none while that cannot be known (``vmm volume prune`` removes them later)."""
     from vmm.engine.maintenance import volumes_in_use
 
     names = [m.source for m in spec.mounts if m.kind == "volume" and m.anonymous]
-    users = volumes_in_use(ctx, without=spec.id) if names else {}
+    try:
+        users = volumes_in_use(ctx, without=spec.id) if names else {}
+    except CorruptStore as error:
+        ctx.notices.append(f"anonymous volumes of {spec.name} are kept: {error.message}")
+        return
     for name in names:
         with contextlib.suppress(NotFound, Conflict):
             ctx.volumes.remove(name, in_use=users.get(name, ()))
@@ -309,7 +323,6 @@ def release(ctx: Context, spec: WorkloadSpec) -> None:
     launching.detach_network(ctx, spec)
     ctx.backend(spec.backend).cleanup(launching.bare_input(ctx, spec))
     remove_tree(str(ctx.run_dir / short(spec.id)))
-    Path(ctx.store.path(spec.id) / launching.ATTACHMENT).unlink(missing_ok=True)
 
 
 def reap(ctx: Context, reference: str, *, deadline: float = 10.0, keep: bool = False) -> None:

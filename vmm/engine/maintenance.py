@@ -11,7 +11,7 @@ from vmm.engine import lifecycle
 from vmm.engine.context import Context
 from vmm.engine.lifecycle import remove_tree
 from vmm.engine.recovery import abandoned_builds, recover
-from vmm.engine.status import LIVE, observe
+from vmm.engine.status import LIVE, observe, shown
 from vmm.model.backend import HostFacts
 from vmm.model.errors import HostError, VmmError
 
@@ -21,7 +21,7 @@ def info(ctx: Context) -> dict[str, Any]:
     from vmm.engine import backends
 
     rows = ctx.index.rows()
-    statuses = [observe(ctx, row.id).status for row in rows]
+    statuses = [shown(ctx, row.id).status for row in rows]
     uname = os.uname()
     facts = ctx.facts("container")
     return {
@@ -80,7 +80,7 @@ def df(ctx: Context) -> list[dict[str, Any]]:
     layers = {chain for image in images for chain in image.chain_ids}
     kept = {chain for image in images if image.id in used for chain in image.chain_ids}
     image_bytes = sum(ctx.layers.size(chain) for chain in layers)
-    running = [row for row in rows if observe(ctx, row.id).status in LIVE]
+    running = [row for row in rows if shown(ctx, row.id).status in LIVE]
     writable = {row.id: ctx.layers.usage(str(ctx.store.path(row.id) / "upper")) for row in rows}
     idle = sum(size for i, size in writable.items() if i not in {r.id for r in running})
     volumes = ctx.volumes.list()

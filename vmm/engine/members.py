@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from vmm.engine.context import Context
-from vmm.engine.status import LIVE, observe
+from vmm.engine.launching import ATTACHMENT
+from vmm.model.errors import CorruptStore
 from vmm.model.ids import short
 from vmm.model.network import Member
 from vmm.model.spec import WorkloadSpec
@@ -14,8 +16,8 @@ from vmm.model.spec import WorkloadSpec
 def member(ctx: Context, spec: WorkloadSpec) -> Member:
     """How ``spec`` appears to its neighbours."""
     network = spec.network
-    fqdn = f"{network.hostname}.{network.domainname}" if network.domainname else ""
-    names = (fqdn, network.hostname, spec.name, short(spec.id), *network.aliases)
+    fqdn = full_hostname(spec)
+    names = (fqdn, fqdn.partition(".")[0], spec.name, short(spec.id), *network.aliases)
     return Member(
         workload=spec.id,
         address=network.address,
@@ -25,17 +27,29 @@ def member(ctx: Context, spec: WorkloadSpec) -> Member:
     )
 
 
+def full_hostname(spec: WorkloadSpec) -> str:
+    """The host name with its domain, if it has one."""
+    network = spec.network
+    return network.hostname + (f".{network.domainname}" if network.domainname else "")
+
+
 def members(
     ctx: Context, *, leaving: str = "", joining: WorkloadSpec | None = None
 ) -> list[Member]:
-    """Running workloads on the bridge network."""
+    """Workloads on the bridge network that run or are about to: those that have an attachment.
+
+    Two that start at once so know each other, whichever of them comes last.
+    """
     found = [member(ctx, joining)] if joining else []
     for workload in sorted(set(ctx.index.addresses(ctx.bridge_id).values())):
         if workload == leaving or (joining and workload == joining.id):
             continue
-        if not ctx.store.registered(workload) or observe(ctx, workload).status not in LIVE:
+        if not ctx.store.registered(workload):
             continue
-        found.append(member(ctx, ctx.store.read(workload)))
+        if not (ctx.store.path(workload) / ATTACHMENT).exists():
+            continue
+        with contextlib.suppress(CorruptStore):  # a damaged one stands in nobody's way
+            found.append(member(ctx, ctx.store.read(workload)))
     return found
 
 
@@ -51,8 +65,7 @@ def write_own_files(ctx: Context, spec: WorkloadSpec) -> None:
 
     paths = ctx.paths(spec.id)
     network = spec.network
-    hostname = network.hostname + (f".{network.domainname}" if network.domainname else "")
-    names.rewrite(paths.hostname, hostname + "\n")
+    names.rewrite(paths.hostname, full_hostname(spec) + "\n")
     text = names.resolv_conf(
         names.host_resolv(),
         dns=network.dns,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vmm.model.backend import HostFacts
 from vmm.model.errors import UsageError
 from vmm.model.image import ContainerConfig, Image
 from vmm.model.request import CreateRequest
@@ -60,6 +61,17 @@ def _replace(struct: Resources, **changes: object) -> Resources:
     import msgspec
 
     return msgspec.structs.replace(struct, **changes)
+
+
+def clamp_defaults(spec: WorkloadSpec, request: CreateRequest, facts: HostFacts) -> WorkloadSpec:
+    """Drop a default that this host cannot enforce; what was asked for stays, to be refused."""
+    asked = request.resources.pids_limit is not None
+    if asked or any("pids" in group.controllers for group in facts.cgroups):
+        return spec
+    import msgspec
+
+    resources = _replace(spec.resources, pids_limit=None)
+    return msgspec.structs.replace(spec, resources=resources)
 
 
 def process(request: CreateRequest, config: ContainerConfig) -> Process:

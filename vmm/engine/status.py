@@ -29,6 +29,14 @@ def observe(ctx: Context, workload: str) -> State:
     return _ended(state, 137, 9, "shim lost")
 
 
+def shown(ctx: Context, workload: str) -> State:
+    """The state for a list of many: one that cannot be read is ``dead`` and says why."""
+    try:
+        return observe(ctx, workload)
+    except CorruptStore as error:
+        return State(status="dead", error=error.message)
+
+
 def _ended(state: State, code: int, signal: int, why: str) -> State:
     return msgspec.structs.replace(
         state, status="exited", exit_code=code, signal=signal, error=why, pid=0, pid_start=0,

@@ -68,15 +68,22 @@ def _lines(root: int, path: str) -> list[list[str]]:
 
 
 def read_inside(root: int, path: str, limit: int = LIMIT) -> str:
-    """A regular file below ``root``, "" when it is missing or anything else than a file."""
+    """A regular file below ``root``, "" when it is missing or anything else than a file.
+
+    What it is is known before it is opened: to open a device node already acts on the host's
+    device, and the files of procfs (of size 0) may wait or act when read.
+    """
     try:
-        fd = openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        place = openat2(root, path, os.O_PATH)
     except OSError:
         return ""
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        status = os.fstat(place)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
             return ""
         if status.st_size > limit:
             raise LaunchError(f"/{path} of the image is larger than {limit} bytes")
-        return file.read(limit).decode("utf-8", "replace")
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            return file.read(limit).decode("utf-8", "replace")
+    finally:
+        os.close(place)

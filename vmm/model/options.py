@@ -28,6 +28,7 @@ _UNITS = {
 #: Largest value a size may have: what fits in the kernel's signed 64-bit files.
 MAX_SIZE = (1 << 63) - 1
 MINIMUM_MEMORY = 6 << 20
+NETWORKS = ("bridge", "none", "host")
 
 
 def boolean(text: str) -> bool:
@@ -364,22 +365,27 @@ def security(items: Iterable[str]) -> SecurityOptions:
 
 
 def network_mode(text: str) -> str:
-    """The name of a network; sharing another container's is refused."""
+    """The name of a network that there is; sharing another container's is refused."""
     if text.startswith(("container:", "ns:")):
         raise UsageError(
             f"--network {text:.80}: sharing another namespace is not supported",
             "use --network bridge, none or host",
         )
-    return "bridge" if text in {"", "default"} else text
+    text = "bridge" if text in {"", "default"} else text
+    if text not in NETWORKS:
+        raise UsageError(f"network {text!r:.80} not found", "use --network bridge, none or host")
+    return text
 
 
 def hostname(text: str) -> str:
     """A host name, perhaps with its domain (RFC 1123; hostname(7))."""
     label = r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]{0,62})"
-    if text and (len(text) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", text)):
+    if text and (not re.fullmatch(rf"{label}(?:\.{label})*", text)):
         raise UsageError(f"invalid hostname: {text!r:.80}", "use letters, digits, '-' and '.'")
-    if len(text.partition(".")[0]) > 64:
-        raise UsageError(f"invalid hostname: {text!r:.80}", "the host part has at most 64 letters")
+    if len(text) > 64:
+        raise UsageError(
+            f"invalid hostname: {text!r:.80}", "with its domain it has at most 64 letters"
+        )
     return text
 
 

@@ -47,7 +47,8 @@ class WorkloadStore:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise CorruptStore(f"{path} is missing", "vmm system check --repair") from None
+            message = f"No such container: {short(workload)} (it has no {SPEC})"
+            raise CorruptStore(message, "vmm ps -a lists what there is") from None
         try:
             schema = msgspec.json.decode(data, type=dict[str, Any]).get("schema", SCHEMA)
             if isinstance(schema, int) and schema > SCHEMA:

@@ -56,6 +56,14 @@ HOST_V2 = HostFacts(
     cpuset_cpus="0-1",
     device_programs=True,
 )
+#: v1 without a devices controller, beside a cgroup2 that has nothing of use but its programs.
+HOST_HYBRID_PROGRAMS = HostFacts(
+    kernel=(6, 6),
+    cpus=2,
+    cap_bounding=ALL,
+    cgroups=(v1("memory"), v1("freezer"), v1("pids"), v2(at="/sys/fs/cgroup/unified")),
+    device_programs=True,
+)
 #: cgroup2 of a kernel built without CONFIG_CGROUP_BPF.
 HOST_V2_PLAIN = HostFacts(
     kernel=(6, 1),
@@ -68,6 +76,7 @@ HOSTS = {
     "hybrid": HOST,
     "v1": HOST_V1,
     "v2": HOST_V2,
+    "hybrid-programs": HOST_HYBRID_PROGRAMS,
     "v2-plain": HOST_V2_PLAIN,
     "none": HostFacts(cap_bounding=ALL),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,43 @@ def test_both_versions_at_once() -> None:
 def test_own_group_is_relative_to_the_mount(path: str, own: str) -> None:
     [found] = mountinfo.hierarchies(NESTED, f"4:memory:{path}\n", {})
     assert found.own == own
+
+
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        ({"cgroup.procs": "1\n"}, "cpu memory pids"),
+        ({"cgroup.type": "domain\n", "cgroup.procs": ""}, "cpu memory pids"),
+        ({"cgroup.type": "domain\n", "cgroup.procs": "1\n"}, "cpu"),
+    ],
+    ids=["root", "emptied", "occupied"],
+)
+def test_controllers_that_cgroup2_hands_on(
+    tmp_path: Path, files: dict[str, str], usable: str
+) -> None:
+    """A group with processes, other than the root, cannot begin to (admin-guide/cgroup-v2.rst)."""
+    shown = {"cgroup.controllers": "cpu memory pids\n", "cgroup.subtree_control": "cpu\n"}
+    for name, text in {**shown, **files}.items():
+        (tmp_path / name).write_text(text)
+    assert facts.controllers_v2(str(tmp_path)).split() == usable.split()
+
+
+V2 = group(2, "memory", "/sys/fs/cgroup")
+
+
+def test_device_programs_are_asked_for_on_cgroup2_alone() -> None:
+    assert facts.device_programs((group(1, "devices", "/x"), V2)) is None
+    assert facts.device_programs(()) is None
+
+
+def test_without_privileges_the_reason_is_given() -> None:
+    """Root of a new user namespace may not load programs for cgroups."""
+    script = "from tests.unit.container.test_container_facts import *\n"
+    script += "print(facts.device_programs((V2,)))"
+    done = subprocess.run(
+        ["unshare", "-Ur", sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("bpf(2) is not permitted")
 
 
 def test_limits_and_masks() -> None:

@@ -10,7 +10,12 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 PROGRAMS = {"vmm-shim": "shim", "vmm-relay": "relay", "vmm-init": "init"}
-FLAGS = ["-std=c17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
+FLAGS = [
+    flag
+    for line in (ROOT / "native/flags.txt").read_text().splitlines()
+    if not line.startswith("#")
+    for flag in line.split()
+]
 
 
 class BuildPrograms(Command):

@@ -131,6 +131,12 @@ int main(int argc, char **argv) {
     struct vmm_plan plan;
     struct options o;
     int code = 125;
+    if (!vmm_program_sealed()) {
+        VMM_CLOSE int program = vmm_program_seal(&e);
+        if (program >= 0)
+            vmm_program_execute(program, argv, environ, &e);
+        return report(&e);
+    }
     if (parse(argc, argv, &o) < 0) {
         fputs("usage: vmm-launch [-n TIMES] [-e OPERATIONS] [-t] PLAN\n", stderr);
         return 125;

@@ -4,9 +4,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "internal.h"
+
+#define PF_FORKNOEXEC 0x40 /* linux/sched.h: forked but didn't exec */
 
 int vmm_fail(struct vmm_error *e, int code, int err, const char *format, ...) {
     va_list args;
@@ -26,6 +29,24 @@ void vmm_close(int *fd) {
         close(*fd);
     *fd = -1;
     errno = saved;
+}
+
+/* The smallest of `keep` that is at least `from`; ~0U without one. */
+static unsigned next_kept(const int *keep, size_t count, unsigned from) {
+    unsigned next = ~0U;
+    for (size_t i = 0; i < count; i++)
+        if (keep[i] >= 0 && (unsigned)keep[i] >= from && (unsigned)keep[i] < next)
+            next = (unsigned)keep[i];
+    return next;
+}
+
+void vmm_close_except(const int *keep, size_t count) {
+    for (unsigned from = 3; from != ~0U;) {
+        unsigned next = next_kept(keep, count, from);
+        if (next > from)
+            syscall(SYS_close_range, from, next == ~0U ? next : next - 1, 0);
+        from = next == ~0U ? next : next + 1;
+    }
 }
 
 void vmm_free(void *pointer_to_pointer) {
@@ -93,4 +114,16 @@ ssize_t vmm_read_file(int dir, const char *path, char *buffer, size_t size) {
     }
     buffer[used] = 0;
     return (ssize_t)used;
+}
+
+/* proc_pid_stat(5), field 9; the command in field 2 may hold anything, so count from its end. */
+bool vmm_never_executed(pid_t pid) {
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (vmm_read_file(AT_FDCWD, path, text, sizeof text) <= 0)
+        return false;
+    char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 9; field++)
+        at = strchr(at + 1, ' ');
+    return at && strtoul(at, NULL, 10) & PF_FORKNOEXEC;
 }

@@ -29,6 +29,8 @@ int vmm_number(const char *text, int base, long long min, long long max, long lo
 int vmm_write_file(int dir, const char *path, const char *text);
 /* read(2) at most `size`-1 bytes and terminate them; -1 with errno. */
 ssize_t vmm_read_file(int dir, const char *path, char *buffer, size_t size);
+/* Whether the process `pid`, perhaps ended but not reaped, has not executed a program since it was forked. */
+bool vmm_never_executed(pid_t pid);
 
 /* ---- namespaces.c ---- */
 

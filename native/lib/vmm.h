@@ -33,6 +33,19 @@ void vmm_free(void *pointer_to_pointer);
 #define VMM_CLOSE __attribute__((cleanup(vmm_close)))
 #define VMM_FREE __attribute__((cleanup(vmm_free)))
 
+/* Close every descriptor above 2 that is not among the `count` in `keep` (-1: none). Allocates nothing. */
+void vmm_close_except(const int *keep, size_t count);
+
+/* seal.c: whether the running program is one that nobody can write to; a descriptor of such a copy of it
+ * (close-on-exec; ending the last one costs a grace period, so a program keeps its own); executing that. */
+bool vmm_program_sealed(void);
+int vmm_program_seal(struct vmm_error *e);
+int vmm_program_execute(int program, char **argv, char **environment, struct vmm_error *e);
+
+/* limits.c: as many descriptors as allowed for this process; vmm_files_restore() is for its children. */
+void vmm_files_raise(void);
+void vmm_files_restore(void);
+
 /* A record: `argc` arguments, each NUL-terminated; `len[i]` does not count the NUL. */
 struct vmm_record {
     uint32_t argc;

@@ -6,9 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { HELPER_RETRIES = 8, HELPER_STEADY_MS = 10000 };
+enum { HELPER_RETRIES = 8, HELPER_STEADY_MS = 10000, REAPER_RETRIES = 6 };
 
 static void decode(int status, int *code, int *signal)
 {
@@ -84,9 +85,10 @@ static _Noreturn void helper_child(const struct shim *s, pid_t parent)
         _exit(1);
     null_stdio();
     default_signals();
+    vmm_files_restore();
     for (size_t i = 0; i < s->config.helper_fd_count; i++)
         fcntl(s->config.helper_fds[i], F_SETFD, 0);
-    platform_close_except(s->config.helper_fds, s->config.helper_fd_count);
+    vmm_close_except(s->config.helper_fds, s->config.helper_fd_count);
     execv(s->config.helper[0], (char *const *)s->config.helper);
     _exit(127);
 }
@@ -115,18 +117,30 @@ void helper_stop(struct shim *s)
     s->helper = 0;
 }
 
+/* fork(2), again a little later while processes or memory are short: 3 s in all. */
+static pid_t fork_patiently(void)
+{
+    pid_t pid = fork();
+    for (int i = 0; pid < 0 && i < REAPER_RETRIES; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL);
+        pid = fork();
+    }
+    return pid;
+}
+
 /* Detached: a session of its own, nothing inherited but the environment. */
 int reaper_start(struct shim *s)
 {
     if (!s->config.reaper)
         return 0;
-    pid_t pid = fork();
+    pid_t pid = fork_patiently();
     if (pid != 0)
         return pid < 0 ? -1 : 0;
     setsid();
     null_stdio();
     default_signals();
-    platform_close_except(NULL, 0);
+    vmm_files_restore();
+    vmm_close_except(NULL, 0);
     execv(s->config.reaper[0], (char *const *)s->config.reaper);
     _exit(127);
 }

@@ -9,7 +9,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ACCEPTS_AT_ONCE = 32 };
+enum { ACCEPTS_AT_ONCE = 32, ACCEPT_PAUSE_MS = 100 };
 
 static void fail(struct client *c)
 {
@@ -242,6 +242,8 @@ void client_accept(struct shim *s, void *object, short events)
     (void)events;
     for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
         int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+            s->accept_at = now_ms() + ACCEPT_PAUSE_MS; /* the caller stays in the queue */
         if (fd < 0)
             return;
         welcome(s, fd);
@@ -298,6 +300,12 @@ void clients_sweep(struct shim *s, int64_t now)
             link = &c->next;
         }
     }
+}
+
+void clients_close(struct shim *s)
+{
+    for (struct client *c = s->clients; c; c = c->next)
+        vmm_close(&c->fd);
 }
 
 int64_t clients_deadline(const struct shim *s)

@@ -84,4 +84,5 @@ void ending_finish(struct shim *s)
 {
     if (!s->promise_kept && !s->answered)
         reaper_start(s);
+    clients_close(s); /* nobody waits for what the kernel does at our exit */
 }

@@ -13,7 +13,10 @@ static struct {
     struct pollfd *fds;
     struct watched *watched;
     size_t count, capacity;
+    bool incomplete; /* there was no memory to watch everything */
 } round_;
+
+enum { SHORTAGE_MS = 50 };
 
 int64_t now_ms(void)
 {
@@ -45,20 +48,22 @@ static int grow(void)
 }
 
 /* Objects watched must live until the round is over: they are marked dead, and swept after it. */
-int watch(int fd, short events, watch_handler handler, void *object)
+void watch(int fd, short events, watch_handler handler, void *object)
 {
-    if (round_.count == round_.capacity && grow())
-        return -1;
+    if (round_.count == round_.capacity && grow()) {
+        round_.incomplete = true;
+        return;
+    }
     round_.fds[round_.count] = (struct pollfd){.fd = fd, .events = events};
     round_.watched[round_.count++] = (struct watched){handler, object};
-    return 0;
 }
 
 static void watch_all(struct shim *s)
 {
     round_.count = 0;
+    round_.incomplete = false;
     watch(s->signal_fd, POLLIN, children_ready, NULL);
-    if (s->listen_fd >= 0)
+    if (s->listen_fd >= 0 && now_ms() >= s->accept_at)
         watch(s->listen_fd, POLLIN, client_accept, NULL);
     streams_watch(s, &s->workload);
     for (struct session *exec = s->execs; exec; exec = exec->next)
@@ -78,6 +83,10 @@ static int timeout(const struct shim *s, int64_t now)
     for (const struct session *exec = s->execs; exec; exec = exec->next)
         if (exec->ended)
             at = earlier(at, exec->drain_until);
+    if (now < s->accept_at)
+        at = earlier(at, s->accept_at);
+    if (round_.incomplete)
+        at = earlier(at, now + SHORTAGE_MS);
     if (at == NEVER)
         return -1;
     return at <= now ? 0 : (int)earlier(at - now, 60000);
@@ -112,8 +121,8 @@ void loop_run(struct shim *s)
         int n = wait_events(timeout(s, now_ms()));
         if (n > 0)
             dispatch(s);
-        else if (n < 0 && errno != EINTR)
-            return;
+        else if (n < 0 && errno != EINTR) /* no memory: the workload must not pay for it */
+            nanosleep(&(struct timespec){.tv_nsec = SHORTAGE_MS * 1000000}, NULL);
         clients_process(s);
         int64_t now = now_ms();
         exec_tick(s, now);

@@ -63,11 +63,11 @@ static int null_stdio(struct vmm_error *e)
     return 0;
 }
 
-/* Close what the caller left open, keep the report and the helper's descriptors. */
-static int own_descriptors(struct shim *s, struct vmm_error *e)
+/* Close what the caller left open, keep the report, our program and the helper's descriptors. */
+static int own_descriptors(struct shim *s, int program, struct vmm_error *e)
 {
     size_t count = s->config.helper_fd_count;
-    VMM_FREE int *keep = malloc((count + 1) * sizeof *keep);
+    VMM_FREE int *keep = malloc((count + 2) * sizeof *keep);
     if (!keep)
         return vmm_fail(e, 125, errno, "vmm-shim");
     for (size_t i = 0; i < count; i++) {
@@ -76,8 +76,9 @@ static int own_descriptors(struct shim *s, struct vmm_error *e)
             return vmm_fail(e, 125, 0, "helper-fds: descriptor %d was not handed over", keep[i]);
     }
     keep[count] = s->report_fd;
+    keep[count + 1] = program;
     fcntl(s->report_fd, F_SETFD, FD_CLOEXEC);
-    platform_close_except(keep, count + 1);
+    vmm_close_except(keep, count + 2);
     return null_stdio(e);
 }
 
@@ -91,10 +92,10 @@ static int socket_address(const struct shim *s, struct sockaddr_un *address, str
     return 0;
 }
 
-/* A socket nobody answers on was left by a shim that died. */
+/* A socket nobody answers on was left by a shim that died. (One whose queue is full is not: EAGAIN.) */
 static bool is_stale(const struct sockaddr_un *address)
 {
-    VMM_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    VMM_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof *address) == 0)
         return false;
     return errno == ECONNREFUSED && unlink(address->sun_path) == 0;
@@ -121,11 +122,12 @@ static int open_socket(struct shim *s, struct vmm_error *e)
     return 0;
 }
 
-static int prepare(struct shim *s, struct vmm_error *e)
+static int prepare(struct shim *s, int program, struct vmm_error *e)
 {
-    if (config_read(&s->plan, &s->config, e) || own_descriptors(s, e) || become_daemon(e))
+    if (config_read(&s->plan, &s->config, e) || own_descriptors(s, program, e) || become_daemon(e))
         return -1;
     platform_harden();
+    vmm_files_raise();
     s->signal_fd = platform_signals();
     if (s->signal_fd < 0 || chdir("/"))
         return vmm_fail(e, 125, errno, "vmm-shim: signals");
@@ -165,34 +167,56 @@ static void begin(struct shim *s)
     put(s->report_fd, line);
 }
 
-static int report_descriptor(int argc, char **argv)
+/* Argument `index` as an open descriptor above 2, `fallback` if it is not given; -1: none. */
+static int descriptor(int argc, char **argv, int index, int fallback)
 {
-    int fd = argc > 2 ? atoi(argv[2]) : REPORT_FD;
+    int fd = argc > index ? atoi(argv[index]) : fallback;
     return fd > 2 && fcntl(fd, F_GETFD) >= 0 ? fd : -1;
+}
+
+/* Go on as a program that the workload cannot write to. Returns only on failure. */
+static int seal(char **argv, int report, struct vmm_error *e)
+{
+    char report_text[16], program_text[16];
+    int program = platform_seal(e);
+    if (program < 0)
+        return -1;
+    snprintf(report_text, sizeof report_text, "%d", report);
+    snprintf(program_text, sizeof program_text, "%d", program);
+    char *all[] = {argv[0], argv[1], report_text, program_text, NULL};
+    return vmm_program_execute(program, all, environ, e);
+}
+
+/* A prepared shim's life. */
+static void live(struct shim *s)
+{
+    state_init(s);
+    if (!s->state.finished)
+        state_write(s);
+    log_open(&s->log, s->config.log_path, s->config.log_max_size, s->config.log_max_files);
+    init_workload(s);
+    begin(s);
+    vmm_close(&s->report_fd);
+    loop_run(s);
+    ending_finish(s);
 }
 
 int main(int argc, char **argv)
 {
     static struct shim s = {.listen_fd = -1, .signal_fd = -1, .report_fd = -1};
     struct vmm_error e = {0};
-    if (argc < 2 || argc > 3) {
+    if (argc < 2 || argc > 4) {
         put(2, "usage: vmm-shim PLANFILE [REPORT-FD]\n");
         return 125;
     }
     signal(SIGPIPE, SIG_IGN);
-    s.report_fd = report_descriptor(argc, argv);
-    if (vmm_plan_read(argv[1], &s.plan, &e) || prepare(&s, &e)) {
+    s.report_fd = descriptor(argc, argv, 2, REPORT_FD);
+    int program = descriptor(argc, argv, 3, -1);
+    if ((!vmm_program_sealed() && seal(argv, s.report_fd, &e)) ||
+        vmm_plan_read(argv[1], &s.plan, &e) || prepare(&s, program, &e)) {
         report_error(s.report_fd >= 0 ? s.report_fd : 2, &e);
         return 125;
     }
-    state_init(&s);
-    if (!s.state.finished)
-        state_write(&s);
-    log_open(&s.log, s.config.log_path, s.config.log_max_size, s.config.log_max_files);
-    init_workload(&s);
-    begin(&s);
-    vmm_close(&s.report_fd);
-    loop_run(&s);
-    ending_finish(&s);
+    live(&s);
     return 0;
 }

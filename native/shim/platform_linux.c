@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <linux/keyctl.h>
 #include <linux/sockios.h>
 #include <malloc.h>
@@ -94,30 +93,13 @@ int platform_tty_slave(int master)
     return ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 }
 
-static int ascending(const void *a, const void *b)
+/* A descriptor of a protected copy of the program, kept over execve(2) and known to it by its number. */
+int platform_seal(struct vmm_error *e)
 {
-    int x = *(const int *)a, y = *(const int *)b;
-    return (x > y) - (x < y);
-}
-
-/* Close every descriptor above 2 that is not in `keep`. */
-void platform_close_except(const int *keep, size_t count)
-{
-    VMM_FREE int *sorted = malloc((count + 1) * sizeof *sorted);
-    if (!sorted)
-        return;
-    for (size_t i = 0; i < count; i++)
-        sorted[i] = keep[i];
-    qsort(sorted, count, sizeof *sorted, ascending);
-    unsigned from = 3;
-    for (size_t i = 0; i < count; i++) {
-        if (sorted[i] < (int)from)
-            continue;
-        if ((unsigned)sorted[i] > from)
-            syscall(SYS_close_range, from, (unsigned)sorted[i] - 1, 0);
-        from = (unsigned)sorted[i] + 1;
-    }
-    syscall(SYS_close_range, from, ~0U, 0);
+    int program = vmm_program_seal(e);
+    if (program >= 0)
+        fcntl(program, F_SETFD, 0);
+    return program;
 }
 
 /* No core dump, no /proc/PID/mem for others; memory goes back to the system when freed. A session

@@ -121,12 +121,14 @@ struct shim {
     unsigned helper_failures;
     bool stopping, promise_kept, answered;
     int manual_signal;
+    int64_t launched_at; /* as now_ms() */
+    int64_t accept_at; /* not before: descriptors or memory were short */
     int64_t manual_until, stop_at, restart_at, backoff_ms, abandoned_at, ending_until;
 };
 
 /* loop.c: what to wait for in the next round. */
 typedef void (*watch_handler)(struct shim *s, void *object, short events);
-int watch(int fd, short events, watch_handler handler, void *object);
+void watch(int fd, short events, watch_handler handler, void *object);
 void loop_run(struct shim *s);
 
 /* clock */
@@ -179,6 +181,7 @@ void client_accept(struct shim *s, void *object, short events);
 void clients_watch(struct shim *s);
 void clients_process(struct shim *s);
 void clients_sweep(struct shim *s, int64_t now);
+void clients_close(struct shim *s);
 int64_t clients_deadline(const struct shim *s);
 void client_frame(struct client *c, uint16_t channel, uint8_t type, const void *data, size_t size);
 void client_args(struct client *c, uint16_t channel, uint8_t type, uint32_t count,
@@ -215,7 +218,7 @@ uint64_t platform_process_start(pid_t pid);
 int platform_kill(int pidfd, int signal);
 bool platform_peer_allowed(int fd);
 bool platform_delivered(int fd);
-void platform_close_except(const int *keep, size_t count);
+int platform_seal(struct vmm_error *e);
 int platform_tty_slave(int master);
 void platform_harden(void);
 void platform_release(void *area, size_t size);

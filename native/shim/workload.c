@@ -47,6 +47,7 @@ int workload_start(struct shim *s, struct vmm_error *e)
     if (launch(s, e))
         return -1;
     s->phase = PHASE_RUNNING;
+    s->launched_at = now_ms();
     s->restart_at = NEVER;
     s->stopping = false;
     record_start(s);
@@ -165,7 +166,7 @@ static void finish(struct shim *s)
     log_end_stream(&s->log, 1);
     w->input_eof = false;
     emit_end(s);
-    after_end(s, (s->state.finished - s->state.started) / 1000000);
+    after_end(s, now_ms() - s->launched_at);
 }
 
 static void kill_now(struct shim *s)

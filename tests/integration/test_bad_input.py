@@ -1,4 +1,4 @@
-"""What users get wrong, and stores that are damaged: a clear error, a way out, nothing half done."""
+"""What users get wrong, and damaged stores: a clear error, a way out, nothing half done."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ WRONG_OPTIONS = [
     ("--read-only=maybe", 'invalid argument "maybe" for "--read-only" flag', "vmm run --help"),
     ("--rm --restart=always", "Conflicting options: --restart and --rm", "drop one"),
     ("-d -a=stdout", "Conflicting options: -a and -d", "drop one"),
-    ("-t", "the input device is not a TTY", "drop -t"),
+    ("-it", "the input device is not a TTY", "drop -t"),
     ("--bogus", "unknown flag: --bogus", "See 'vmm run --help'"),
     ("-Z", "unknown shorthand flag: 'Z' in -Z", "See 'vmm run --help'"),
     ("--link=a", "--link is not supported by vmm run", "by name"),
@@ -69,7 +69,7 @@ WRONG_OPTIONS = [
     ("--userns=host", "--userns is not supported by vmm run", "user namespaces"),
 ]
 
-HOSTILE_NAMES = ["../../x", "a/b", "x" * 256, "a\nb", "a\x1b[2J", "..%2f..%2fx", "-rf", ".", ""]
+HOSTILE_NAMES = ["../../x", "a/b", "x" * 256, "a\n\x1b[2J", "..%2f..%2fx"]
 
 
 @pytest.fixture
@@ -143,21 +143,20 @@ def test_hostile_names_of_every_kind(vmm: Instance, tmp_path: Path) -> None:
     outside = sorted(vmm.root.parent.iterdir())
     vmm.run("create", "--name", "good", "busybox", "true")
     for name in HOSTILE_NAMES:
-        for argv in (
-            ["create", f"--name={name}", "busybox", "true"] if name else [],
-            ["rename", "--", "good", name],
-            ["volume", "create", "--", name] if name else [],
-            ["create", "--mount", f"source={name},target=/x", "busybox"] if name else [],
-            ["tag", "--", "busybox", name] if name not in {"a/b"} else [],
-            ["create", "--", name, "true"],
-            ["inspect", "--", name],
-            ["network", "inspect", "--", name],
-            ["volume", "rm", "--", name],
-            ["meta", "set", "good", "--", f"{name}=v"] if name not in {"a/b", "x" * 256} else [],
-        ):
-            if argv:
-                done = vmm.run(*argv, check=False)
-                _assert_refused(argv, done)
+        commands = [
+            ["create", f"--name={name}", "busybox", "true"],
+            ["rename", "good", name],
+            ["volume", "create", name],
+            ["create", "--mount", f"source={name},target=/x", "busybox", "true"],
+            ["create", name, "true"],
+            ["inspect", name],
+        ]
+        if name not in {"a/b", "x" * 256}:  # good image references and metadata keys
+            commands += [["tag", "busybox", name], ["meta", "set", "good", f"{name}=v"]]
+        for argv in commands:
+            _assert_refused(argv, vmm.run(*argv, check=False))
+    for argv in (["network", "inspect"], ["volume", "rm"], ["rm"], ["logs"], ["rmi"]):
+        _assert_refused(argv, vmm.run(*argv, "../../x", check=False))
     assert sorted(vmm.root.parent.iterdir()) == outside
     assert vmm.out("ps", "-a", "--format", "{{.Names}}") == "good"
     assert vmm.out("volume", "ls", "-q") == vmm.out("meta", "ls", "good") == ""

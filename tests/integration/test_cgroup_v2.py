@@ -26,6 +26,8 @@ vmm() {{ "$PYTHON" -m vmm --root "$SCRATCH/root" "$@"; }}
 quick() {{ vmm run --rm --network none "$@"; }}
 started() {{ echo /sys/fs/cgroup/vmm-*/"$(vmm run -d --network none "$@")"; }}
 members() {{ cat "$1"/cgroup.procs 2>/dev/null | wc -l; }}
+empty() {{ [ "$(members "$1")" = 0 ]; }}
+await() {{ for try in $(seq 80); do "$@" && return; sleep 0.1; done; false; }}
 state() {{ vmm inspect --format '{{{{json .State}}}}' "$1"; }}
 """
 
@@ -51,12 +53,12 @@ SCRIPTS = {
     "life": """
         group=$(started --name life busybox sh -c 'sleep 1000 & exec sleep 1000'); members "$group"
         vmm exec life sh -c 'cat /proc/self/cgroup; exit 9'; echo $?
-        echo 1 >"$group/cgroup.freeze"; sleep 0.2; grep frozen "$group/cgroup.events"
+        echo 1 >"$group/cgroup.freeze"; await grep 'frozen 1' "$group/cgroup.events"
         vmm kill life; members "$group"
     """,
     "shim lost": """
         vmm start life; group=$(echo /sys/fs/cgroup/vmm-*/*/); members "$group"
-        kill -9 $(pidof vmm-shim); sleep 0.5; members "$group"; state life
+        kill -9 $(pidof vmm-shim); await empty "$group"; members "$group"; state life
     """,
     "groups of its own": """
         group=$(started --name manager --privileged --restart on-failure:1 busybox sh -c '
@@ -64,8 +66,8 @@ SCRIPTS = {
             mkdir $leaf && echo 1 >$leaf/cgroup.procs &&
             echo +pids >/sys/fs/cgroup/cgroup.subtree_control || exit 3
             [ -e /again ] && exec sleep 1000; : >/again; exit 1')
-        for i in 1 2 3 4 5 6 7 8 9; do [ -d "$group/second" ] && break; sleep 0.3; done
-        sleep 0.3; find "$group" -mindepth 1 -type d -printf '%f\\n'
+        await [ -d "$group/second" ]; await grep -q pids "$group/cgroup.subtree_control"
+        find "$group" -mindepth 1 -type d -printf '%f\\n'
         cat "$group/cgroup.subtree_control"; vmm exec manager cat /proc/self/cgroup
     """,
     "devices": """
@@ -149,7 +151,7 @@ def test_running_out_of_memory_is_seen(results: dict[str, uml.Result]) -> None:
 def test_limits_are_set_and_hold(results: dict[str, uml.Result]) -> None:
     lines = results["limits"].out.splitlines()
     assert lines[:5] == [str(32 << 20), str(16 << 20), "20000 100000", "174", "9"]
-    assert int(lines[5].split()[1]) > 1, "a fifth of a CPU is less than a busy loop takes"
+    assert int(lines[5].split()[1]) >= 1, "a fifth of a CPU is less than a busy loop takes"
     assert "can't fork: Resource temporarily unavailable" in results["limits"].err
 
 

@@ -209,10 +209,6 @@ def test_races_over_a_shared_volume(lab: Lab) -> None:
         outcomes.add(code)
         assert lab.unharmed() and not never.exists(), err
     assert 0 in outcomes, "no start at all succeeded"
-    for place in ("/proc", "/dev", "/sys"):
-        before = Path("/proc/self/mountinfo").read_text()
-        _run(lab, "busybox", "true", options=("-v", "race:/race", "--tmpfs", f"/race/a{place}"))
-        assert Path("/proc/self/mountinfo").read_text().count("\n") >= before.count("\n") - 50
     lab.vmm.run("rm", "-f", "racer")
     lab.vmm.run("volume", "rm", "race")
     assert lab.unharmed()

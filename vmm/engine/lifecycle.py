@@ -38,6 +38,8 @@ def remove_tree(path: str) -> None:
 def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
     """Make a workload without starting it; all of it or nothing."""
     recover(ctx)
+    network = ctx.network.inspect(request.network).name
+    request = msgspec.structs.replace(request, network=network)
     with ctx.lock("images", shared=True):
         image = ctx.images.resolve(request.image)
         name = check_name(request.name) if request.name else names.generate()

@@ -48,7 +48,7 @@ def info(ctx: Context) -> dict[str, Any]:
             if name != "network"
         },
         "Settings": dict(ctx.settings.sources),
-        "Warnings": warnings(ctx),
+        "Warnings": warnings(ctx) + _blocking(ctx),
     }
 
 
@@ -58,11 +58,16 @@ def cgroup_version(facts: HostFacts) -> int:
     return min(with_memory, default=2)
 
 
+def _blocking(ctx: Context) -> list[str]:
+    """Foreign rules that drop our traffic; asking costs a run of nft(8)."""
+    with contextlib.suppress(HostError):
+        return list(filter(None, [ctx.network.detect_blocking()]))
+    return []
+
+
 def warnings(ctx: Context) -> list[str]:
     """What stands in the way of workloads on this host."""
     found = list(ctx.network.warnings())
-    with contextlib.suppress(HostError):
-        found += filter(None, [ctx.network.detect_blocking()])
     unfinished = ctx.journal.unfinished()
     if unfinished:
         found.append(

@@ -22,7 +22,6 @@ META_VALUE = 8000
 def list_workloads(ctx: Context, *, everything: bool) -> list[WorkloadView]:
     """Views, newest first; running ones only unless ``everything``. Damaged ones are noticed."""
     views = []
-    ctx.notices += ctx.network.warnings()
     for row in ctx.index.rows():
         try:
             state = observe(ctx, row.id)

@@ -152,9 +152,9 @@ class Catalogue:
     def _how_to_get(name: str) -> str:
         if name.startswith("sha256:") or "@" in name:
             return "vmm images lists what is there"
-        repository = name.rpartition("/")[2].partition(":")[0]
+        repository, _, tag = name.rpartition("/")[2].partition(":")
         ways = f"vmm image import FILE.tar {name}, or vmm build -t {name} PATH"
         if repository in ("busybox", "debian"):
-            what = "busybox" if repository == "busybox" else "debian:bookworm"
+            what = "busybox" if repository == "busybox" else f"debian:{tag or 'bookworm'}"
             return f"nothing is fetched by itself; get it by: vmm image bootstrap {what}"
         return f"nothing is fetched by itself; make it by: {ways}"

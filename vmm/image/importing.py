@@ -41,13 +41,17 @@ def import_tar(
 ) -> Image:
     """See ImageStore.import_tar."""
     names = [store.normalise(reference)] if reference else []
-    if isinstance(source, Path | str):
-        said = str(source)
-        with _open(Path(source)) as stream:
-            layer = _layer(store, stream, limits)
-    else:
-        said = "-"
-        layer = _layer(store, source, limits)
+    said = str(source) if isinstance(source, Path | str) else "-"
+    try:
+        if isinstance(source, Path | str):
+            with _open(Path(source)) as stream:
+                layer = _layer(store, stream, limits)
+        else:
+            layer = _layer(store, source, limits)
+    except InvalidDocument as error:
+        where = "standard input" if said == "-" else said
+        hint = error.hint or "give the tar archive of a root file system, or an OCI layout"
+        raise InvalidDocument(where, error.faults, hint) from None
     created = created or now()
     history = History(created=created, comment=message or f"Imported from {Path(said).name}")
     return store.commit(

@@ -152,9 +152,22 @@ def _delete(
             blobs |= {blob.digest} if blob else set()
             freed += store.driver.remove(chain)
             lines.append(f"Deleted: {chain}")
+    freed += _remove_orphans(store, needed_layers)
     needed_blobs = _needed_blobs(store, entries)
     freed += sum(store.blobs.remove(digest) for digest in blobs - needed_blobs)
     return lines, freed
+
+
+def _remove_orphans(store: ImageStore, needed: Collection[str]) -> int:
+    """Remove layers (of a build's cache) whose parent is gone: nothing can use them any more."""
+    freed = 0
+    while orphans := [
+        layer.chain_id
+        for layer in store.driver.layers()
+        if layer.parent and layer.chain_id not in needed and not store.driver.has(layer.parent)
+    ]:
+        freed += sum(store.driver.remove(chain) for chain in orphans)
+    return freed
 
 
 def _needed_layers(store: ImageStore, entries: Entries, keep: Collection[str]) -> set[str]:
@@ -191,6 +204,7 @@ def _sweep(store: ImageStore, entries: Entries, keep: Collection[str], min_age: 
     for chain in unneeded:
         if store.driver.age(chain) >= min_age:
             freed += store.driver.remove(chain)
+    freed += _remove_orphans(store, needed_layers)
     oldest = time.time() - min_age
     needed_blobs = _needed_blobs(store, entries)
     for digest in store.blobs.digests():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launching import Case, own_name
 
+from tests.unit.native.launching import Case, own_name
 from vmm.backends.container.device_program import program
 from vmm.backends.container.devices import DEFAULT_RULES, Rule
 from vmm.model.launch import Op, op

@@ -161,11 +161,7 @@ def _delete(
 def _remove_orphans(store: ImageStore, needed: Collection[str]) -> int:
     """Remove layers (of a build's cache) whose parent is gone: nothing can use them any more."""
     freed = 0
-    while orphans := [
-        layer.chain_id
-        for layer in store.driver.layers()
-        if layer.parent and layer.chain_id not in needed and not store.driver.has(layer.parent)
-    ]:
+    while orphans := set(store.driver.orphans()).difference(needed):
         freed += sum(store.driver.remove(chain) for chain in orphans)
     return freed
 

@@ -117,6 +117,16 @@ class LayerStore:
                 found.append(self._load(path).layer())
         return found
 
+    def orphans(self) -> list[str]:
+        """Chain IDs of layers whose parent is not in the store."""
+        found = []
+        for path in sorted(self.root.glob("*.json")):
+            with contextlib.suppress(CorruptStore):
+                record = self._load(path)
+                if record.parent and not self.has(record.parent):
+                    found.append(record.chain_id)
+        return found
+
     def age(self, chain: str) -> float:
         """Seconds since the layer was made."""
         try:

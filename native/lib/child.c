@@ -191,10 +191,18 @@ static int run_all(struct vmm_child *child, struct vmm_error *e) {
     return 0;
 }
 
+/* A process inside with CAP_SYS_PTRACE may reach into this one once it is there: it shall find nothing of the
+ * launcher's (control sockets, logs, other workloads' streams). */
+static void drop_inherited(const struct vmm_child *child) {
+    const int keep[] = {child->sock,      child->io->fd[0], child->io->fd[1],
+                        child->io->fd[2], child->net,       child->target};
+    vmm_close_except(keep, COUNT(keep));
+}
+
 static int prepare(struct vmm_child *child, struct vmm_error *e) {
     snprintf(e->step, sizeof e->step, "process");
     child->init = child->mask = child->slave = child->root = -1;
-    vmm_close(&child->peer); /* so that the launcher's death shows as a hang-up */
+    drop_inherited(child); /* the launcher's end of the socket too, so that its death shows as a hang-up */
     umask(0);
     setsid();
     if (note_all(child, e) < 0 || enter(child, e) < 0)

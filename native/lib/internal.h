@@ -126,7 +126,7 @@ struct vmm_child {
     const struct vmm_record *ops;
     size_t count;
     struct vmm_stdio *io;
-    int sock, peer;  /* to the launcher: errors, the terminal; its own end, closed at once */
+    int sock;        /* to the launcher: errors, the terminal */
     int net;         /* kept network namespace, -1 */
     int target;      /* pidfd of the running workload (exec), -1 */
     bool cgroups_joined; /* by the process between, before it lost the right to */

@@ -23,19 +23,25 @@ struct vmm_launcher *vmm_launcher_new(const struct vmm_plan *plan) {
     return launcher;
 }
 
-/* Carry out the host section, once. A failed attempt starts over. */
-static int prepare(struct vmm_launcher *launcher, struct vmm_error *e) {
-    if (launcher->ready)
-        return 0;
-    vmm_close(&launcher->user);
-    vmm_close(&launcher->net);
+static int carry_out_host(struct vmm_launcher *launcher, struct vmm_error *e) {
     if (vmm_host_read(launcher->plan, &launcher->host, e) < 0 ||
         vmm_cgroup_setup(&launcher->host, e) < 0 ||
         vmm_ns_make(&launcher->host, &launcher->user, &launcher->net, e) < 0 ||
         vmm_net_setup(&launcher->host, launcher->net, e) < 0)
         return -1;
-    launcher->ready = true;
     return 0;
+}
+
+/* Carry out the host section, once. A failed attempt lets go of its links at once, and starts over. */
+static int prepare(struct vmm_launcher *launcher, struct vmm_error *e) {
+    if (launcher->ready)
+        return 0;
+    launcher->ready = carry_out_host(launcher, e) == 0;
+    if (launcher->ready)
+        return 0;
+    vmm_close(&launcher->user);
+    vmm_close(&launcher->net);
+    return -1;
 }
 
 /* ---- the processes ---- */
@@ -191,24 +197,34 @@ static void reap(pid_t pid) {
         ;
 }
 
-/* exec's close-on-exec shows as the end of the socket; so does death. */
-static int check_alive(pid_t pid, int pidfd, struct vmm_error *e) {
+static int fail_early(const struct vmm_launcher *launcher, const siginfo_t *info,
+                      struct vmm_error *e) {
+    bool killed = info->si_code != CLD_EXITED;
+    bool oom = killed && info->si_status == SIGKILL && vmm_launch_oom(launcher);
+    return vmm_fail(e, 125, 0, "the new process %s %d before it could execute its program%s",
+                    killed ? "was killed by signal" : "ended with", info->si_status,
+                    oom ? ": its memory limit is too small" : "");
+}
+
+/* exec's close-on-exec shows as the end of the socket; so does death before it. */
+static int check_alive(const struct vmm_launcher *launcher, pid_t pid, int pidfd,
+                       struct vmm_error *e) {
     siginfo_t info = {0};
     if (pid <= 0 || pidfd < 0)
         return vmm_fail(e, 125, 0, "the new process vanished");
     if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0)
         return vmm_fail(e, 125, errno, "the new process vanished");
-    return 0;
+    return info.si_pid && vmm_never_executed(pid) ? fail_early(launcher, &info, e) : 0;
 }
 
-static int finish(struct vmm_child *child, int sock, pid_t helper, pid_t *pid, int *pidfd,
-                  struct vmm_error *e) {
+static int finish(const struct vmm_launcher *launcher, struct vmm_child *child, int sock,
+                  pid_t helper, pid_t *pid, int *pidfd, struct vmm_error *e) {
     int failed = listen_to(sock, child->io, pid, pidfd, e);
     if (failed && helper > 0)
         kill(helper, SIGKILL);
     reap(helper);
     if (!failed)
-        failed = check_alive(*pid, *pidfd, e);
+        failed = check_alive(launcher, *pid, *pidfd, e);
     if (!failed)
         return 0;
     if (*pid > 0) {
@@ -232,13 +248,12 @@ int vmm_spawn(struct vmm_launcher *launcher, struct vmm_child *child, pid_t *pid
     VMM_CLOSE int ours = pair[0];
     VMM_CLOSE int theirs = pair[1];
     child->sock = theirs;
-    child->peer = ours;
     int failed = needs_between(child) ? start_between(launcher, child, &helper, e)
                                       : start_direct(child, pid, pidfd, e);
     if (failed)
         return -1;
     vmm_close(&theirs);
-    return finish(child, ours, helper, pid, pidfd, e);
+    return finish(launcher, child, ours, helper, pid, pidfd, e);
 }
 
 /* ---- the interface ---- */

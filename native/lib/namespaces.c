@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -200,14 +201,20 @@ static int open_ns(pid_t pid, const char *kind, struct vmm_error *e) {
     return fd < 0 ? vmm_fail(e, 125, errno, "cannot open %s", path) : fd;
 }
 
+static _Noreturn void hold(pid_t parent) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (getppid() == parent)
+        pause();
+    _exit(0);
+}
+
 /* A child that only holds new user (and network) namespaces open until we have their descriptors. */
 static int make_user(const struct vmm_host *host, int *user, int *net, struct vmm_error *e) {
     struct clone_args args = {.flags = host->fresh & (CLONE_NEWUSER | CLONE_NEWNET),
                               .exit_signal = SIGCHLD};
-    pid_t pid = sys_clone3(&args);
+    pid_t self = getpid(), pid = sys_clone3(&args);
     if (pid == 0)
-        for (;;)
-            pause();
+        hold(self);
     if (pid < 0)
         return vmm_fail(e, 125, errno, "cannot make a user namespace");
     int failed = write_maps(host, pid, e);

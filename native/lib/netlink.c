@@ -16,6 +16,7 @@
 #include "sys.h"
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
+#define LINK_RETRIES 3
 
 /* Sockets into both namespaces: a socket stays in the one it was made in. */
 struct net {
@@ -88,22 +89,49 @@ static int transact(int sock, struct request *q) {
     }
 }
 
-/* Index of an interface in the namespace of `sock`; SIOCGIFINDEX needs no dump. */
-static int index_of(int sock, const char *name, struct vmm_error *e) {
+union answer {
+    struct nlmsghdr header;
+    uint8_t bytes[16384];
+};
+
+/* The link `name` in the namespace of `sock`; needs no dump. */
+static struct ifinfomsg *find_link(int sock, const char *name, union answer *answer,
+                                   struct vmm_error *e) {
     struct ifinfomsg info = {.ifi_family = AF_UNSPEC};
     struct request q = request(RTM_GETLINK, 0, &info, sizeof info);
-    union {
-        struct nlmsghdr header;
-        uint8_t bytes[16384];
-    } answer;
     q.header.nlmsg_flags = NLM_F_REQUEST; /* the link itself is the answer */
     attribute_text(&q, IFLA_IFNAME, name);
-    if (send(sock, &q, q.header.nlmsg_len, 0) < 0 || recv(sock, &answer, sizeof answer, 0) < 0)
-        return vmm_fail(e, 125, errno, "interface %s", name);
-    if (answer.header.nlmsg_type == NLMSG_ERROR)
-        return vmm_fail(e, 125, -((struct nlmsgerr *)NLMSG_DATA(&answer.header))->error,
-                        "interface %s", name);
-    return ((struct ifinfomsg *)NLMSG_DATA(&answer.header))->ifi_index;
+    ssize_t size = send(sock, &q, q.header.nlmsg_len, 0) < 0 ? -1 : recv(sock, answer, sizeof *answer, 0);
+    if (size >= (ssize_t)NLMSG_LENGTH(sizeof info) && answer->header.nlmsg_type == RTM_NEWLINK)
+        return NLMSG_DATA(&answer->header);
+    if (size >= (ssize_t)NLMSG_LENGTH(sizeof(struct nlmsgerr)))
+        errno = -((struct nlmsgerr *)NLMSG_DATA(&answer->header))->error;
+    else if (size >= 0)
+        errno = EPROTO;
+    vmm_fail(e, 125, errno, "interface %s", name);
+    return NULL;
+}
+
+static int index_of(int sock, const char *name, struct vmm_error *e) {
+    union answer answer;
+    const struct ifinfomsg *link = find_link(sock, name, &answer, e);
+    return link ? link->ifi_index : -1;
+}
+
+/* An attribute of `type` among those from `at`; NULL without one. */
+static struct rtattr *find_attribute(struct rtattr *at, int left, unsigned short type) {
+    for (; RTA_OK(at, left); at = RTA_NEXT(at, left))
+        if ((at->rta_type & ~NLA_F_NESTED) == type)
+            return at;
+    return NULL;
+}
+
+static bool is_veth(union answer *answer, struct ifinfomsg *link) {
+    struct rtattr *info = find_attribute(IFLA_RTA(link), (int)IFLA_PAYLOAD(&answer->header),
+                                         IFLA_LINKINFO);
+    struct rtattr *kind = info ? find_attribute(RTA_DATA(info), (int)RTA_PAYLOAD(info), IFLA_INFO_KIND)
+                               : NULL;
+    return kind && RTA_PAYLOAD(kind) == sizeof "veth" && !memcmp(RTA_DATA(kind), "veth", sizeof "veth");
 }
 
 static int check_name(const char *name, struct vmm_error *e) {
@@ -170,6 +198,33 @@ static struct request veth_request(const struct net *net, char *const *a, int br
     return q;
 }
 
+/* A link of an earlier attempt or run goes with its network namespace, but some time after that, and the
+ * name is ours alone: hurry it. 0: there is no such link any more. */
+static int remove_stale(int sock, const char *name, struct vmm_error *e) {
+    union answer answer;
+    struct ifinfomsg *link = find_link(sock, name, &answer, e);
+    if (!link)
+        return errno == ENODEV ? 0 : -1;
+    if (!is_veth(&answer, link))
+        return -1;
+    struct ifinfomsg which = {.ifi_family = AF_UNSPEC, .ifi_index = link->ifi_index};
+    struct request q = request(RTM_DELLINK, 0, &which, sizeof which);
+    return transact(sock, &q) < 0 && errno != ENODEV ? -1 : 0;
+}
+
+static int make_link(int sock, struct request *q, const char *name) {
+    struct vmm_error ignored;
+    int failed = transact(sock, q);
+    for (int i = 0; failed && errno == EEXIST && i < LINK_RETRIES; i++) {
+        if (remove_stale(sock, name, &ignored) < 0) {
+            errno = EEXIST;
+            return -1;
+        }
+        failed = transact(sock, q);
+    }
+    return failed;
+}
+
 static int run_veth(void *context, const struct vmm_record *r, struct vmm_error *e) {
     struct net *net = context;
     uint8_t mac[6];
@@ -182,7 +237,7 @@ static int run_veth(void *context, const struct vmm_record *r, struct vmm_error 
     if (bridge < 0)
         return -1;
     struct request q = veth_request(net, r->argv, bridge, (uint32_t)mtu, mac);
-    if (transact(net->host, &q) < 0)
+    if (make_link(net->host, &q, r->argv[1]) < 0)
         return vmm_fail(e, 125, errno, "cannot make the link %s in bridge %s", r->argv[1],
                         r->argv[2]);
     return 0;

@@ -54,8 +54,9 @@ int vmm_make_directory(void *context, const struct vmm_record *r, struct vmm_err
         return -1;
     if (mkdirat(parent, name, (mode_t)owner.mode & 0777) < 0)
         return vmm_fail(e, 125, errno, "cannot make \"%.200s\"", r->argv[1]);
+    /* Changed by descriptor: in a shared volume the name may be another thing's by now. */
     VMM_CLOSE int made = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (made < 0 || set_owner(parent, name, &owner, e) < 0 || fchmod(made, (mode_t)owner.mode) < 0)
+    if (made < 0 || fchown(made, (uid_t)owner.uid, (gid_t)owner.gid) < 0 || fchmod(made, (mode_t)owner.mode) < 0)
         return vmm_fail(e, 125, errno, "cannot make \"%.200s\"", r->argv[1]);
     return 0;
 }

@@ -277,6 +277,7 @@ static int set_identity(struct vmm_child *child, struct vmm_error *e) {
         return vmm_fail(e, 125, errno, "cannot keep capabilities");
     if (process->user && set_user(process->user, e) < 0)
         return -1;
+    prctl(PR_SET_DUMPABLE, 0); /* a change of user set it to fs.suid_dumpable */
     if (caps && late && set_caps(sets[PERMITTED] | admin, admin, 0) < 0)
         return vmm_fail(e, 125, errno, "cannot keep CAP_SYS_ADMIN for the system call filter");
     if (caps && !late && final_caps(sets, e) < 0)
@@ -343,6 +344,7 @@ int vmm_process_enter(struct vmm_child *child, struct vmm_error *e) {
     char **env = process->env ? process->env : nothing;
     if (set_umask(process, e) < 0 || set_groups(process, e) < 0)
         return -1;
+    vmm_files_restore();
     for (size_t i = 0; i < process->rlimits; i++)
         if (set_limit(process->rlimit[i], e) < 0)
             return -1;

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { NOBODY = 65534, PORTS_MAX = 4096 };
+enum { NOBODY = 65534, PORTS_MAX = 4096, SHORTAGE_MS = 50 };
 
 uint8_t scratch[BUFFER];
 unsigned connection_limit = CONNECTIONS_MAX, flow_limit = FLOWS_MAX;
@@ -22,6 +22,7 @@ static struct watched {
     void *object;
 } *watched_;
 static size_t count, capacity;
+static bool incomplete; /* there was no memory to watch everything */
 
 static struct port *ports;
 static size_t port_count;
@@ -48,13 +49,14 @@ static int grow(void)
     return 0;
 }
 
-int watch(int fd, short events, ready_handler handler, void *object)
+void watch(int fd, short events, ready_handler handler, void *object)
 {
-    if (count == capacity && grow())
-        return -1;
+    if (count == capacity && grow()) {
+        incomplete = true;
+        return;
+    }
     fds[count] = (struct pollfd){.fd = fd, .events = events};
     watched_[count++] = (struct watched){handler, object};
-    return 0;
 }
 
 static int open_port(const char *text, struct port *port)
@@ -106,6 +108,7 @@ static int confine(void)
 static void watch_everything(void)
 {
     count = 0;
+    incomplete = false;
     for (size_t i = 0; i < port_count; i++) {
         if (ports[i].serve && ports[i].udp)
             udp_watch(&ports[i]);
@@ -118,19 +121,23 @@ static void watch_everything(void)
 
 static int timeout(int64_t now)
 {
-    int64_t at = udp_deadline();
+    int64_t at = udp_deadline(), accepting = tcp_deadline();
+    if (incomplete && at > now + SHORTAGE_MS)
+        at = now + SHORTAGE_MS;
+    if (accepting < at)
+        at = accepting;
     if (at == INT64_MAX)
         return -1;
     return at <= now ? 0 : (int)(at - now);
 }
 
-static void run(void)
+static _Noreturn void run(void)
 {
     for (;;) {
         watch_everything();
         int n = poll(fds, count, timeout(now_ms()));
-        if (n < 0 && errno != EINTR)
-            return;
+        if (n < 0 && errno != EINTR) /* no memory; the connections may outlast that */
+            nanosleep(&(struct timespec){.tv_nsec = SHORTAGE_MS * 1000000}, NULL);
         for (size_t i = 0; n > 0 && i < count; i++)
             if (fds[i].revents)
                 watched_[i].handler(watched_[i].object, fds[i].revents);
@@ -155,5 +162,4 @@ int main(int argc, char **argv)
     if (confine())
         return 125;
     run();
-    return 1;
 }

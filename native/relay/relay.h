@@ -26,7 +26,7 @@ struct port {
 int port_parse(const char *text, struct port *out);
 
 typedef void (*ready_handler)(void *object, short events);
-int watch(int fd, short events, ready_handler handler, void *object);
+void watch(int fd, short events, ready_handler handler, void *object);
 int64_t now_ms(void);
 extern uint8_t scratch[BUFFER];
 extern unsigned connection_limit, flow_limit;
@@ -35,6 +35,7 @@ int tcp_open(struct port *port);
 void tcp_watch(struct port *port);
 void tcp_watch_all(void);
 void tcp_sweep(void);
+int64_t tcp_deadline(void);
 
 void udp_open(struct port *port);
 void udp_watch(struct port *port);

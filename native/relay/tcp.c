@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { ACCEPT_PAUSE_MS = 100 };
+
 /* One direction: bytes read from one side and not yet taken by the other. */
 struct half {
     uint8_t *pending;
@@ -24,6 +26,7 @@ struct connection {
 
 static struct connection *connections;
 static unsigned connection_count;
+static int64_t accept_at; /* not before */
 
 static void set_options(int fd)
 {
@@ -205,6 +208,8 @@ static void accept_ready(void *object, short events)
     (void)events;
     for (int i = 0; i < 16; i++) {
         int fd = accept4(port->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+            accept_at = now_ms() + ACCEPT_PAUSE_MS; /* nothing to accept with: it stays in the queue */
         if (fd < 0)
             return;
         serve(port, fd);
@@ -218,7 +223,13 @@ int tcp_open(struct port *port)
 
 void tcp_watch(struct port *port)
 {
-    watch(port->fd, POLLIN, accept_ready, port);
+    if (now_ms() >= accept_at)
+        watch(port->fd, POLLIN, accept_ready, port);
+}
+
+int64_t tcp_deadline(void)
+{
+    return now_ms() < accept_at ? accept_at : INT64_MAX;
 }
 
 void tcp_watch_all(void)

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { EVENT_MAX = 64 << 10 };
@@ -30,6 +31,18 @@ static void attributes(const struct shim *s, struct text *t, const char *const *
         attribute(t, &first, extra[0], strlen(extra[0]), extra[1]);
 }
 
+/* A full disk loses events, as it loses log lines; half a line is taken back unless others wrote after it. */
+static void append(int fd, const char *line, size_t size)
+{
+    struct stat st;
+    ssize_t n = write(fd, line, size);
+    if (n <= 0 || n == (ssize_t)size)
+        return;
+    off_t end = lseek(fd, 0, SEEK_CUR);
+    if (fstat(fd, &st) == 0 && st.st_size == end && ftruncate(fd, end - n))
+        return;
+}
+
 /* One line of events.jsonl in Docker's form; opened each time, so that it may be rotated. */
 void event(const struct shim *s, const char *action, const char *const *extra)
 {
@@ -48,6 +61,6 @@ void event(const struct shim *s, const char *action, const char *const *extra)
                 (long long)(now / 1000000000), (long long)now);
     VMM_CLOSE int fd =
         open(s->config.events_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd >= 0 && !t.full && write(fd, area, t.size) != (ssize_t)t.size)
-        return; /* a full disk loses events, as it loses log lines */
+    if (fd >= 0 && !t.full)
+        append(fd, area, t.size);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { STATE_MAX = 8192 };
@@ -99,13 +100,26 @@ static int replace(const char *path, const char *data, size_t size, bool durable
     return 0;
 }
 
+/* On a full disk: over the former text, whose blocks are there; blanks after it make no difference to JSON.
+ * Not atomic when the power fails in between, but better than a state that is not true. */
+static int overwrite(const char *path, char *text, size_t size)
+{
+    struct stat st;
+    VMM_CLOSE int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st) < 0 || st.st_size > STATE_MAX)
+        return -1;
+    size_t padded = size > (size_t)st.st_size ? size : (size_t)st.st_size;
+    memset(text + size, ' ', padded - size);
+    return pwrite(fd, text, padded, 0) == (ssize_t)padded ? 0 : -1;
+}
+
 void state_write(struct shim *s)
 {
     char text[STATE_MAX];
     size_t size = state_text(s, text, sizeof text);
     bool ran = strcmp(s->state.status, "created") != 0; /* before that, nothing would be lost */
-    if (size)
-        replace(s->config.state_path, text, size, ran || s->state.manual_stop);
+    if (size && replace(s->config.state_path, text, size, ran || s->state.manual_stop))
+        overwrite(s->config.state_path, text, size);
 }
 
 void exec_state_write(const struct shim *s, const struct session *exec)

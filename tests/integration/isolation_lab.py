@@ -1,4 +1,4 @@
-"""What the tests of isolation share: a program that attacks, images made to harm, the host's marks."""
+"""What the tests of isolation share: a program that attacks, images made to harm."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Lab:
 
     def __init__(self, vmm: Instance, directory: Path) -> None:
         self.vmm = vmm
+        self.images: list[str] = []
         self.directory = directory
         self.probe = probe(vmm.root.parent / "isolation")
         self.mount = ("-v", f"{self.probe}:/probe:ro")
@@ -83,6 +84,7 @@ class Lab:
             for entry, content in tree.items():
                 _add(tar, entry, content)
         self.vmm.run("image", "import", str(path), name)
+        self.images.append(name)
         return name
 
     def unharmed(self) -> bool:

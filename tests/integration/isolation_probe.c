@@ -241,6 +241,8 @@ int main(int argc, char **argv) {
         return kernel_calls(), 0;
     if (argc > 1 && !strcmp(argv[1], "descriptors"))
         return descriptors();
+    if (argc > 1 && !strcmp(argv[1], "keyring")) /* KEYCTL_GET_KEYRING_ID of the session's */
+        return printf("%ld\n", syscall(SYS_keyctl, 0, -3, 0)) < 0;
     if (argc > 1 && !strcmp(argv[1], "lurk"))
         return lurk();
     if (argc > 3 && !strcmp(argv[1], "swap"))

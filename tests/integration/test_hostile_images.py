@@ -63,11 +63,9 @@ def store(vmm: Instance) -> Iterator[Instance]:
 
 
 def _stored(vmm: Instance) -> list[str]:
-    """What the store holds, but for the temporary places it keeps."""
-    roots = [vmm.root / "layers", vmm.root / "images" / "blobs"]
-    return sorted(
-        str(p) for root in roots for p in root.glob("**" if root.name == "blobs" else "*")
-    )
+    """Names of the layers and blobs."""
+    layers, blobs = vmm.root / "layers", vmm.root / "images" / "blobs"
+    return sorted(str(path) for path in [*layers.iterdir(), *blobs.glob("*/*")])
 
 
 def imported(vmm: Instance, archive: io.BytesIO | bytes, tmp_path: Path, code: int = 0) -> str:
@@ -91,11 +89,11 @@ def test_names_and_links_that_lead_out_stay_inside(
     up = "../" * 20
     archive = make_tar(
         busybox,
+        member(out.lstrip("/") + "/plain", b"plain"),
         symlink("way", out),
         member("way/file", b"through a link"),
         symlink("rel", up + out.lstrip("/")),
         member("rel/file", b"through a relative link"),
-        member(out.lstrip("/") + "/plain", b"plain"),
         member("good", b"pax", pax={"path": f"/{out}/absolute"}),
     )
     imported(store, archive, tmp_path)
@@ -250,9 +248,7 @@ def test_odd_places_in_an_image_neither_hang_nor_lead_out(
     entries += [place(name) for name in (mounted if kind == "directory-link" else files)]
     archive = make_tar(*entries).getvalue()
     if kind == "sparse":
-        archive = _sparse(b"etc/passwd", 1 << 30) + archive[: len(archive) - 10240]
-        archive = make_tar(busybox, directory("etc")).getvalue()[:-1024].rstrip(b"\0")
-        archive = padded(archive) + _sparse(b"etc/passwd", 1 << 30) + bytes(1024)
+        archive = _sparse(b"etc/passwd", 1 << 30) + make_tar(busybox).getvalue()
     imported(store, archive, tmp_path)
     begin = time.monotonic()
     done = store.run(
@@ -277,16 +273,17 @@ def test_bombs_end_at_a_limit(store: Instance, tmp_path: Path) -> None:
     before, memory = _stored(store), _peak()
     huge = header(b"big", size=8**11 - 1) + b"x"
     vast = header(b"big", b"S", 0, magic=b"ustar  \0", realsize=b"\x80" + b"\xff" * 11)
-    hole = _sparse(b"big", 8**11 - 1) * 1 + _sparse(b"two", 8**11 - 1) * 20
+    hole = _sparse(b"big", 8**11 - 1) * 20
     longest = header(b"././@LongLink", b"L", 1 << 30) + bytes(1 << 20)
     for archive in (huge, vast, hole, longest):
         imported(store, archive + bytes(1024), tmp_path, code=1)
         assert _stored(store) == before
     pax = b"%d path=%s\n" % (20, b"x" * 8)
     imported(store, header(b"pax", b"x", 1 << 30) + padded(pax), tmp_path, code=1)
-    deep = gzip.compress(bytes(1 << 28), 1)
-    imported(store, deep, tmp_path, code=1)
-    assert _stored(store) == before and _peak() - memory < 128 << 10
+    assert _stored(store) == before
+    # 256 MiB of nothing behind the archive's end are read past, not kept.
+    imported(store, gzip.compress(bytes(1 << 28), 1), tmp_path)
+    assert _peak() - memory < 128 << 10
 
 
 def _peak() -> int:

@@ -107,7 +107,7 @@ def until(condition: object, seconds: float = 10) -> None:
 
 def _ambush(lab: Lab, *options: str) -> set[str]:
     """What a watching workload gets hold of in /proc/PID while processes are brought in."""
-    ours = [*LIBEXEC.iterdir(), sys.executable]
+    ours: list[str | Path] = [*LIBEXEC.iterdir(), sys.executable]
     before = digests(ours)
     lab.start("lurker", "/probe lurk >/seen 2>&1; sleep 100", *options)
     for _ in range(6):
@@ -179,6 +179,17 @@ def test_nothing_of_the_callers_environment_comes_in(lab: Lab) -> None:
     assert {pair.partition("=")[0] for pair in first.split("\0") if pair} == wanted
     assert {pair.partition("=")[0] for pair in second.split("\n")} == wanted
     assert "planted" not in first + second
+
+
+def test_the_callers_keys_are_not_held_inside(lab: Lab) -> None:
+    option = ("--security-opt", "seccomp=unconfined")
+    callers = int(subprocess.check_output([lab.probe, "keyring"]))
+    lab.start("keys", "sleep 100", *option)
+    inside = {
+        int(lab.sh("/probe keyring", *option)),
+        int(lab.vmm.out("exec", "keys", "/probe", "keyring")),
+    }
+    assert min(inside) > 0 and callers not in inside
 
 
 def test_masked_and_read_only_paths(lab: Lab) -> None:

@@ -32,7 +32,6 @@ def test_a_kernel_tree_behind_a_link_is_refused(lab: Lab, name: str) -> None:
     code, out, err = _run(lab, image, "true")
     assert (code, out) == (125, "")
     assert f"/{name}" in err and "symbolic link" in err
-    lab.vmm.run("rmi", image)
 
 
 @pytest.mark.parametrize("name", ["proc", "sys", "dev", "etc"])
@@ -40,7 +39,6 @@ def test_a_file_in_place_of_a_directory_is_refused(lab: Lab, name: str) -> None:
     image = lab.make(f"fifo-{name}", {name: special(tarfile.FIFOTYPE)})
     code, _, err = _run(lab, image, "true")
     assert code == 125 and f"/{name}" in err
-    lab.vmm.run("rmi", image)
 
 
 def test_links_to_the_hosts_places_end_inside(lab: Lab) -> None:
@@ -54,12 +52,10 @@ def test_links_to_the_hosts_places_end_inside(lab: Lab) -> None:
     code, out, err = _run(lab, image, "sh", "-c", script, options=("--tmpfs", "/data", "-h", "x"))
     assert (code, out) == (0, "x\n"), err
     assert lab.unharmed()
-    lab.vmm.run("rmi", image)
     image = lab.make("outward-dev", {"dev": f"->{up}{str(lab.canary).lstrip('/')}"})
     code, _, err = _run(lab, image, "true")
     assert code == 125 and "/dev/null" in err
     assert lab.unharmed()
-    lab.vmm.run("rmi", image)
 
 
 def test_files_of_etc_and_dev_that_are_not_what_they_should_be(lab: Lab) -> None:
@@ -76,45 +72,47 @@ def test_files_of_etc_and_dev_that_are_not_what_they_should_be(lab: Lab) -> None
     code, out, err = _run(lab, image, "sh", "-c", script, options=("-h", "named", "-t"))
     assert code == 0 and "127.0.0.1" in out and "named" in out, err
     assert lab.unharmed()
-    lab.vmm.run("rmi", image)
 
 
 @pytest.mark.parametrize(
     "passwd",
     [
         special(tarfile.FIFOTYPE),
-        "->/proc/self/environ",
         "->/proc/kmsg",
         "->../../../../../../etc/passwd",
-        special(tarfile.CHRTYPE, 1, 5),
         special(tarfile.BLKTYPE, 254, 0),
     ],
-    ids=["fifo", "environ", "kmsg", "host", "zero", "disk"],
+    ids=["fifo", "kmsg", "host", "disk"],
 )
 def test_a_passwd_file_that_is_none(lab: Lab, passwd: str | tarfile.TarInfo) -> None:
     """A name is not found there, a number needs none; nothing hangs, and the host is not asked."""
     image = lab.make("users", {"etc/passwd": passwd, "etc/group": passwd})
     code, _, err = _run(lab, image, "true", options=("-u", "daemon"))
     assert code in (125, 126) and "unable to find user daemon" in err
-    lab.vmm.run("run", "-d", "--name", "u", *QUIET, "-u", "7", image, "sleep", "100", timeout=SOON)
-    done = lab.vmm.run("exec", "-u", "daemon", "u", "id", check=False, timeout=SOON)
-    assert done.returncode in (125, 126, 1) and "unable to find user daemon" in done.stderr
-    uid = lab.vmm.out("exec", "-u", "7", "u", "grep", "Uid", "/proc/self/status", timeout=SOON)
-    assert uid.split()[1:] == ["7"] * 4
-    lab.vmm.run("rm", "-f", "u")
-    lab.vmm.run("rmi", image)
+    code, out, err = _run(lab, image, "grep", "Uid", "/proc/self/status", options=("-u", "7"))
+    assert out.split()[1:] == ["7"] * 4, err
 
 
 def test_a_passwd_file_replaced_at_run_time(lab: Lab) -> None:
     """A device node made inside would be opened with the host's rights by an exec."""
     lab.start("swapped", "rm -f /etc/passwd; mknod /etc/passwd c 1 11; sleep 100")
-    for replace in ("", "rm /etc/passwd; mknod /etc/passwd p", "rm /etc/passwd; ln -s /proc/kmsg "
-                    "/etc/passwd", "rm /etc/passwd; head -c 0 /dev/null >/etc/passwd; truncate -s 1G "
-                    "/etc/passwd"):  # fmt: skip
-        lab.vmm.run("exec", "-u", "0", "swapped", "sh", "-c", replace or "true", check=False)
+    makers = (
+        "true",
+        "mknod /etc/new p",
+        "mknod /etc/new c 1 5",
+        "ln -s /proc/kmsg /etc/new",
+        "ln -s /proc/self/environ /etc/new",
+        "truncate -s 1G /etc/new",
+    )
+    for make in makers:
+        script = f"{make}; [ ! -e /etc/new ] && [ ! -h /etc/new ] || mv /etc/new /etc/passwd"
+        lab.vmm.run("exec", "-u", "0", "swapped", "sh", "-c", script, check=False, timeout=SOON)
+        if make.startswith("truncate"):
+            break
         done = lab.vmm.run("exec", "-u", "daemon", "swapped", "id", check=False, timeout=SOON)
-        assert done.returncode != 0 and "unexpected" not in done.stderr, done
-        assert "passwd" in done.stderr
+        assert done.returncode != 0 and "unable to find user daemon" in done.stderr, (make, done)
+    done = lab.vmm.run("exec", "-u", "daemon", "swapped", "id", check=False, timeout=SOON)
+    assert done.returncode != 0 and "/etc/passwd" in done.stderr, done
 
 
 def test_a_sparse_passwd_file_in_an_image(lab: Lab) -> None:
@@ -126,9 +124,9 @@ def test_a_sparse_passwd_file_in_an_image(lab: Lab) -> None:
     (lab.directory / "passwd").symlink_to("sparse")
     subprocess.run([*argv, "--transform=s,sparse,passwd,", "sparse"], check=True)
     lab.vmm.run("image", "import", str(tar), "sparse")
+    lab.images.append("sparse")
     code, _, err = _run(lab, "sparse", "/x", options=("-u", "daemon"))
     assert code in (125, 126) and "/etc/passwd" in err
-    lab.vmm.run("rmi", "sparse")
 
 
 EVIL = """
@@ -167,7 +165,6 @@ def test_no_code_of_the_image_runs_with_our_rights(lab: Lab) -> None:
     assert lab.vmm.out("exec", "-u", "0", "evil", "ls", "/tmp") == ""
     assert not any(mark.exists() for mark in marks)
     lab.vmm.run("rm", "-f", "evil")
-    lab.vmm.run("rmi", image)
 
 
 def test_a_volume_is_not_filled_from_the_host(lab: Lab) -> None:
@@ -191,7 +188,6 @@ def test_a_volume_is_not_filled_from_the_host(lab: Lab) -> None:
     assert not data.exists() or not (data / "shadow").exists()
     assert lab.unharmed()
     lab.vmm.run("volume", "prune", "-af")
-    lab.vmm.run("rmi", image)
 
 
 def test_races_over_a_shared_volume(lab: Lab) -> None:
@@ -214,13 +210,13 @@ def test_races_over_a_shared_volume(lab: Lab) -> None:
     assert lab.unharmed()
 
 
-@pytest.mark.parametrize("inner", ["->/proc", "->/proc/self", "->/proc/sys", "->/proc/1/attr"])
-def test_a_mount_is_not_led_into_procfs(lab: Lab, inner: str) -> None:
+def test_a_mount_is_not_led_into_procfs(lab: Lab) -> None:
     """CVE-2019-16884, CVE-2025-52881: a mount over /proc through a link would undo its masks."""
-    image = lab.make("into", {"data": inner})
-    code, _, err = _run(lab, image, "true", options=("--tmpfs", "/data"))
-    assert code == 125 and "/data" in err and "proc" in err
-    lab.vmm.run("rmi", image)
+    places = ("/proc", "/proc/self", "/proc/sys", "/proc/1/attr")
+    image = lab.make("into", {f"data{i}": f"->{place}" for i, place in enumerate(places)})
+    for number in range(len(places)):
+        code, _, err = _run(lab, image, "true", options=("--tmpfs", f"/data{number}"))
+        assert code == 125 and f"/data{number}" in err and "/proc" in err
 
 
 def test_the_null_device_and_masks_cannot_be_replaced_by_an_image_or_mount(lab: Lab) -> None:

@@ -67,7 +67,9 @@ def _refused(error: BaseException) -> bool:
 
     One whose command could not be executed stays, as Docker's does, for inspection.
     """
-    return isinstance(error, VmmError) and not isinstance(error, LaunchError | ShimLost)
+    if isinstance(error, LaunchError):
+        return error.exit_code not in (126, 127)
+    return isinstance(error, VmmError) and not isinstance(error, ShimLost)
 
 
 def _attached(options: RunOptions) -> set[str]:

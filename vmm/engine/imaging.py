@@ -36,6 +36,7 @@ def import_image(
 ) -> Image:
     """An image of one layer from a root file system's tar; ``-`` is standard input."""
     config = _changed(changes)
+    recover(ctx)
     with ctx.lock("images", shared=True):
         if path == "-":
             return ctx.images.import_tar(
@@ -62,6 +63,7 @@ def bootstrap(ctx: Context, name: str, reference: str, output: Callable[[str], N
     from vmm.image.bootstrap import bootstrap
     from vmm.ports.runner import HostRunner
 
+    recover(ctx)
     with ctx.lock("images", shared=True):
         return bootstrap(name, HostRunner(), ctx.images, reference=reference, say=output)
 

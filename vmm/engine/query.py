@@ -10,6 +10,7 @@ import msgspec
 from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.logs import LogLine, read
+from vmm.engine.recovery import recover
 from vmm.engine.status import LIVE, observe
 from vmm.engine.views import WorkloadView
 from vmm.model.errors import Conflict, CorruptStore, UsageError
@@ -89,6 +90,7 @@ def change_metadata(ctx: Context, reference: str, changes: dict[str, str | None]
     for key, value in changes.items():
         if value is not None and len(value.encode()) > META_VALUE:
             raise UsageError(f"the value of {key} is longer than {META_VALUE} bytes")
+    recover(ctx)
     with ctx.workload(reference) as workload:
         spec = ctx.store.read(workload)
         metadata = dict(spec.metadata)

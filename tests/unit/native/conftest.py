@@ -17,6 +17,9 @@ NATIVE = Path(__file__).parents[3] / "native"
 
 @pytest.fixture(scope="session")
 def libexec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the native programs are; VMM_TEST_PROGRAMS names others, built with sanitizers, say."""
+    if "VMM_TEST_PROGRAMS" in os.environ:
+        return Path(os.environ["VMM_TEST_PROGRAMS"])
     out = tmp_path_factory.mktemp("libexec")
     targets = [str(out / "vmm-launch"), str(out / "vmm-init")]
     subprocess.run(

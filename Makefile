@@ -5,11 +5,11 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard native/*/*.[ch] native/build.py) setup.py pyproject.toml
+NATIVE := $(wildcard native/*/*.[ch] native/build.py native/flags.txt) setup.py pyproject.toml
 PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
 TEST_PACKAGES := libcap2-bin make user-mode-linux strace util-linux procps
 
-.PHONY: demo test unit integration lint bench clean packages test-packages asan
+.PHONY: demo test unit integration lint bench clean packages test-packages asan fuzz
 
 demo: $(VENV)/.installed
 	@configs/demo/run.sh "$(CURDIR)/$(BIN)/vmm"
@@ -25,7 +25,10 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy vmm tests
 
 asan: $(VENV)/.dev
-	@$(MAKE) --no-print-directory -C native asan check
+	@$(MAKE) --no-print-directory -C native PYTHON="$(CURDIR)/$(BIN)/python" asan check suites
+
+fuzz: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -C native PYTHON="$(CURDIR)/$(BIN)/python" fuzz
 
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/run.py

@@ -5,7 +5,7 @@ const char *__asan_default_options(void);
 const char *__ubsan_default_options(void);
 
 const char *__asan_default_options(void) {
-    return "abort_on_error=1:detect_leaks=0:detect_stack_use_after_return=1:log_path=" REPORTS;
+    return "abort_on_error=1:detect_leaks=0:quarantine_size_mb=4:detect_stack_use_after_return=1:log_path=" REPORTS;
 }
 
 const char *__ubsan_default_options(void) {

@@ -181,7 +181,8 @@ def _restore_link(path: str) -> None:
 
 def _last_base(dockerfile: Path, expected: dict[str, Any]) -> str:
     """The image that the last stage begins with; "" for scratch."""
-    stages, name = {}, ""
+    stages: dict[str, str] = {}
+    name = ""
     for line in dockerfile.read_text().splitlines():
         words = line.split()
         if words and words[0].upper() == "FROM":

@@ -10,7 +10,7 @@ import os
 import resource
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,15 +237,15 @@ def test_odd_places_in_an_image_neither_hang_nor_lead_out(
 ) -> None:
     mounted = ["proc", "sys", "dev"]
     files = ["etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/passwd", "etc/group"]
-    place = {
+    places: dict[str, Callable[[str], tuple[tarfile.TarInfo, bytes]]] = {
         "link": lambda name: symlink(name, str(victim)),
         "fifo": lambda name: member(name, kind=tarfile.FIFOTYPE),
         "device": lambda name: member(name, kind=tarfile.CHRTYPE, device=(1, 5)),
         "directory-link": lambda name: symlink(name, str(victim.parent)),
         "sparse": lambda name: member(name),
-    }[kind]
+    }
     entries = [busybox, directory("etc")]
-    entries += [place(name) for name in (mounted if kind == "directory-link" else files)]
+    entries += [places[kind](name) for name in (mounted if kind == "directory-link" else files)]
     archive = make_tar(*entries).getvalue()
     if kind == "sparse":
         archive = _sparse(b"etc/passwd", 1 << 30) + make_tar(busybox).getvalue()

@@ -139,12 +139,14 @@ import os, pty, sys, time
 pid, master = pty.fork()
 if pid == 0:
     os.execvp('nsenter', {vmm.argv("run", "-it", "--name", "tty", "busybox", "sh")!r})
+got = b''
 def until(text):
-    got = b''
+    global got
     end = time.time() + 20
     while text not in got and time.time() < end:
         got += os.read(master, 4096)
     assert text in got, got
+    got = got.partition(text)[2]
 until(b'#')
 os.write(master, b'tty; echo x$((1+1))\\n')
 until(b'/dev/pts/0')

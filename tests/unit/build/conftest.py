@@ -47,7 +47,8 @@ def run_step(
     lowers = ":".join(layout.lowers)
     binds = [part for target, source in volumes.items() for part in (source, target)]
     done = subprocess.run(
-        ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", SCRIPT, "sh",
+        ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child",
+         "/bin/sh", "-c", SCRIPT, "sh",
          layout.layers_dir, lowers, layout.upper, layout.work, str(root),
          config.working_dir or "/", *binds, "--", *argv],
         env=dict(item.split("=", 1) for item in env),

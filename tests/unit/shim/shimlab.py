@@ -18,6 +18,9 @@ from vmm.control import frames as f
 from vmm.model.errors import ShimLost
 from vmm.model.launch import LaunchPlan, Op, encode_ops, op
 
+#: How much more memory the programs may take when they are built with sanitizers.
+LAXITY = 10 if "VMM_TEST_SANITIZED" in os.environ else 1
+
 APPLETS = (
     "sh",
     "cat",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.shim.shimlab import Lab, eventually
+from tests.unit.shim.shimlab import LAXITY, Lab, eventually
 from vmm.control import Control
 from vmm.control import frames as f
 from vmm.model.errors import VmmError
@@ -105,7 +105,7 @@ def test_random_frames_do_no_harm(lab: Lab) -> None:
             except OSError:
                 continue
     assert lab.status()["status"] == "running"
-    assert resident(lab) < 3000
+    assert resident(lab) < 3000 * LAXITY
 
 
 def test_connections_are_bounded(lab: Lab) -> None:
@@ -134,7 +134,7 @@ def test_a_client_that_asks_and_never_reads_costs_a_bounded_buffer(lab: Lab) -> 
                 break
         else:
             raise AssertionError("the shim read 400,000 requests without sending an answer")
-        assert resident(lab) < 6000
+        assert resident(lab) < 6000 * LAXITY
         assert lab.status()["status"] == "running"
 
 

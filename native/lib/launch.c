@@ -206,15 +206,18 @@ static int fail_early(const struct vmm_launcher *launcher, const siginfo_t *info
                     oom ? ": its memory limit is too small" : "");
 }
 
-/* exec's close-on-exec shows as the end of the socket; so does death before it. */
-static int check_alive(const struct vmm_launcher *launcher, pid_t pid, int pidfd,
-                       struct vmm_error *e) {
+/* exec's close-on-exec shows as the end of the socket; so does death before it, whose files close before
+ * it can be waited for. */
+static int check_executed(const struct vmm_launcher *launcher, pid_t pid, int pidfd,
+                          struct vmm_error *e) {
     siginfo_t info = {0};
     if (pid <= 0 || pidfd < 0)
         return vmm_fail(e, 125, 0, "the new process vanished");
-    if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0)
+    if (!vmm_never_executed(pid))
+        return 0;
+    if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) < 0)
         return vmm_fail(e, 125, errno, "the new process vanished");
-    return info.si_pid && vmm_never_executed(pid) ? fail_early(launcher, &info, e) : 0;
+    return fail_early(launcher, &info, e);
 }
 
 static int finish(const struct vmm_launcher *launcher, struct vmm_child *child, int sock,
@@ -224,7 +227,7 @@ static int finish(const struct vmm_launcher *launcher, struct vmm_child *child, 
         kill(helper, SIGKILL);
     reap(helper);
     if (!failed)
-        failed = check_alive(launcher, *pid, *pidfd, e);
+        failed = check_executed(launcher, *pid, *pidfd, e);
     if (!failed)
         return 0;
     if (*pid > 0) {

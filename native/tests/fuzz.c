@@ -177,7 +177,7 @@ static void erase(void) {
 }
 
 /* A piece of another input. */
-static void splice(void) {
+static void take_piece(void) {
     const struct input *other = &corpus[pick(corpus_size)];
     size_t from = pick(other->size), size = 1 + pick(pick(4) ? 64 : other->size - from);
     size_t at = 1 + pick(current_size - 1);
@@ -197,7 +197,7 @@ static void mutate(void) {
     case 2: put_number(); break;
     case 3: erase(); break;
     case 4: current[1 + pick(current_size - 1)] = (uint8_t)("0123456789-/=, a"[pick(16)]); break;
-    default: splice(); break;
+    default: take_piece(); break;
     }
 }
 

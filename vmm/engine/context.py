@@ -6,6 +6,8 @@ Each part is made when it is first used, so that a command loads only what it ne
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -46,9 +48,11 @@ class Context:
         self._prepare_directories()
 
     def _prepare_directories(self) -> None:
-        if (self.root / "builds").is_dir() and (self.run_dir / "locks").is_dir():
-            return
         try:
+            if (self.root / "builds").is_dir() and (self.run_dir / "locks").is_dir():
+                if os.access(self.root, os.W_OK):
+                    return
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
             self.root.mkdir(mode=0o710, parents=True, exist_ok=True)
             self.root.chmod(0o710)
             for name in DIRECTORIES:

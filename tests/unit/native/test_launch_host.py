@@ -180,6 +180,17 @@ def test_network_errors(case: Case, outside: str) -> None:
     assert "need a network namespace" in case.run("true").err
 
 
+def test_a_link_left_by_an_earlier_attempt_is_replaced(case: Case, outside: str) -> None:
+    """Its network namespace may still be on the way out; a stranger of that name is not touched."""
+    add = ["ip", "-n", outside, "link", "add", "vmmt0", "type"]
+    subprocess.run([*add, "veth", "peer", "name", "other"], check=True)
+    result = case.run("true", prefix=enter(outside))
+    assert result.code == 0, result
+    subprocess.run(["ip", "-n", outside, "link", "del", "vmmt0"], check=False)
+    subprocess.run([*add, "bridge"], check=True)
+    assert "File exists" in case.run("true", prefix=enter(outside)).err
+
+
 def test_host_network(case: Case) -> None:
     case.namespaces.remove("net")
     assert case.run("readlink", "/proc/self/ns/net").out.strip() == os.readlink("/proc/self/ns/net")

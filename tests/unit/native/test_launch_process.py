@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+
 import pytest
 
 from tests.unit.native.launching import CAPS, Case, caps, deny
@@ -200,8 +204,6 @@ def test_terminal(case: Case) -> None:
 
 
 def test_null_input_is_the_workloads_own(case: Case) -> None:
-    import subprocess
-
     path = case.base / "plan"
     path.write_bytes(case.plan("sh", "-c", "stat -L -c %d /proc/self/fd/0 /dev").encode())
     out = subprocess.run(
@@ -275,3 +277,40 @@ def test_launcher_is_never_visible_or_writable(case: Case) -> None:
     seen = set((case.base / "upper/seen").read_text().split())
     assert seen == {str((case.layer / "bin/busybox").stat().st_size)}
     assert binary.read_bytes() == before
+
+
+def test_death_before_execution_is_a_launch_failure(case: Case) -> None:
+    """Not a run that ended with 159: the filter kills the process at execve(2)."""
+    execve = 59 if os.uname().machine == "x86_64" else 221
+    code = struct.pack("<HBBI", 0x20, 0, 0, 0) + struct.pack("<HBBI", 0x15, 0, 1, execve)
+    code += struct.pack("<HBBI", 0x06, 0, 0, 0x80000000)  # SECCOMP_RET_KILL_PROCESS
+    code += struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+    case.process.append(op("seccomp", code))
+    result = case.run("true")
+    assert result.code == 125
+    assert "killed by signal 31 before it could execute its program" in result.err
+
+
+def test_the_launchers_program_cannot_be_written(case: Case) -> None:
+    """Were it executed inside, by a race, its file is on a mount that stays read-only."""
+    plan = case.base / "plan"
+    plan.write_bytes(case.plan("sh", "-c", "echo up; sleep 60").encode())
+    before = (case.libexec / "vmm-launch").read_bytes()
+    with subprocess.Popen(
+        [str(case.libexec / "vmm-launch"), str(plan)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        held = os.open(f"/proc/{process.pid}/exe", os.O_PATH)
+        try:
+            with pytest.raises(OSError, match=r"Read-only|Text file busy"):
+                os.open(f"/proc/self/fd/{held}", os.O_WRONLY)
+            process.kill()  # from now on no ETXTBSY protects it
+            process.wait()
+            with pytest.raises(OSError, match="Read-only"):
+                os.open(f"/proc/self/fd/{held}", os.O_WRONLY)
+            with pytest.raises(OSError, match="Read-only"):
+                os.chmod(f"/proc/self/fd/{held}", 0o777)
+        finally:
+            os.close(held)
+    assert (case.libexec / "vmm-launch").read_bytes() == before

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.unit.shim.shimlab import LAXITY, Lab, eventually
-from vmm.control import Control
+from vmm.control import Control, spawn_shim
 from vmm.control import frames as f
 from vmm.model.errors import VmmError
+from vmm.model.launch import op
 
 TYPES = [*range(1, 4), *range(10, 21), *range(30, 35), 0, 99, 255]
 
@@ -160,3 +165,50 @@ def test_another_user_is_not_served(lab: Lab) -> None:
     os.chmod(lab.run, 0o755)
     assert subprocess.run([sys.executable, "-c", program, lab.run]).returncode == 0
     assert Control.connect(str(path)).status()
+
+
+def test_a_full_disk_still_has_the_true_state(lab: Lab) -> None:
+    disk = lab.path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", disk], check=True)
+    try:
+        plan = lab.plan("sh", "-c", "exit 7", log=("none",))
+        shim = tuple(
+            op("state", str(disk / "state.json")) if o.name == "state" else o for o in plan.shim
+        )
+        path = lab.path / "plan"
+        path.write_bytes(plan._replace(shim=shim).encode())
+        spawn_shim(lab.programs, path)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        control = lab.control()
+        control.expect_exit()
+        control.start()
+        assert control.wait_closed()
+        state = json.loads((disk / "state.json").read_text())
+        assert (state["status"], state["exit_code"]) == ("exited", 7)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_no_descriptors_left_costs_no_time(lab: Lab) -> None:
+    """A caller who cannot be accepted waits in the queue; the shim does not spin on it."""
+    lab.start("sleep", "60")
+    pid = lab.status()["shim_pid"]
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+
+    def cpu() -> int:
+        return sum(
+            map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        )
+
+    with raw(lab) as waiting:
+        before = cpu()
+        time.sleep(1)
+        assert cpu() - before < 20, "a fifth of a second"
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        waiting.settimeout(5)
+        assert waiting.recv(8)
+    assert Path(f"/proc/{pid}/comm").read_text() == "vmm-shim\n"

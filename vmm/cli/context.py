@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,14 @@ def notices() -> list[str]:
     return _Chosen.engine.notices() if _Chosen.engine is not None else []
 
 
+#: What an action returns for which nothing is printed.
+SAID = "\0"
+
+
 def for_each(references: Iterable[str], action: Callable[[str], object]) -> int:
     """Carry ``action`` out for each, print what it returns (the reference for None).
 
-    One that fails is reported and does not stop the others; the exit code is 1 then.
+    An action that said all there is to say returns SAID. One that fails is reported and does not stop the others; the exit code is 1 then.
     """
     from vmm.cli.output import line, report
     from vmm.model.errors import VmmError
@@ -56,5 +61,7 @@ def for_each(references: Iterable[str], action: Callable[[str], object]) -> int:
             report(error)
             code = 1
         else:
-            line(reference if result is None else str(result))
+            if result != SAID:
+                line(reference if result is None else str(result))
+            sys.stdout.flush()  # the next one may take long
     return code

@@ -57,6 +57,7 @@ def images(
     if repository:
         filters.setdefault("reference", []).append(repository)
     found, short, now = context.engine().images(), familiar(), time.time_ns()
+    found.sort(key=lambda image: image.created, reverse=True)
     shown = [
         row
         for image in found
@@ -186,11 +187,14 @@ def prune(
       vmm image prune -f
       vmm image prune -a
     """
-    from vmm.cli.confirm import confirm
+    from vmm.cli.confirm import confirm, reclaiming
 
     kind = "images without at least one workload" if all else "dangling images"
     if not confirm(f"This will remove all {kind}.", force):
         return 0
     engine = context.engine()
     chosen = engine.unused_images(everything=all)
-    return for_each(chosen, lambda name: "\n".join(engine.image_remove(name, force=all)))
+    if chosen:
+        line("Deleted Images:")
+    with reclaiming("Images"):
+        return for_each(chosen, lambda name: "\n".join(engine.image_remove(name, force=all)))

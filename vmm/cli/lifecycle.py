@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated
 
 import typer
 
 from vmm.cli import context
-from vmm.cli.context import for_each
-from vmm.cli.output import line
+from vmm.cli.context import SAID, for_each
+from vmm.cli.output import line, report
 from vmm.model.errors import NotFound, UsageError
 
 Containers = Annotated[list[str], typer.Argument(metavar="CONTAINER")]
@@ -117,10 +116,15 @@ def rm(
     """
     engine = context.engine()
 
-    def remove(name: str) -> None:
-        missing = contextlib.suppress(NotFound) if force else contextlib.nullcontext()
-        with missing:
+    def remove(name: str) -> str | None:
+        try:
             engine.remove(name, force=force, volumes=volumes)
+        except NotFound as error:
+            if not force:
+                raise
+            report(error)
+            return SAID
+        return None
 
     return for_each(containers, remove)
 
@@ -153,7 +157,7 @@ def prune(
     Examples:
       vmm container prune -f
     """
-    from vmm.cli.confirm import confirm
+    from vmm.cli.confirm import confirm, reclaiming
 
     if not confirm("This will remove all stopped workloads.", force):
         return 0
@@ -162,4 +166,5 @@ def prune(
                if v.state.status in {"created", "exited", "dead"}]  # fmt: skip
     if stopped:
         line("Deleted Containers:")
-    return for_each(stopped, engine.remove)
+    with reclaiming("Containers"):
+        return for_each(stopped, engine.remove)

@@ -15,6 +15,7 @@ _BROKEN = 125
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; its exit code."""
     args = sys.argv[1:] if argv is None else argv
+    _open_streams()
     try:
         code = _guarded(args)
         _say_notices()
@@ -26,6 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
+
+
+def _open_streams() -> None:
+    """A standard stream the caller closed is the null device: what is opened later must not get
+    its number, and then what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _guarded(args: list[str]) -> int:

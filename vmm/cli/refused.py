@@ -70,7 +70,7 @@ _CREATE = {
     "--volumes-from": "name the volumes with -v",
 }
 
-_BUILD_LATER = "the classic builder is provided"
+_BUILD_LATER = "not in this version"
 _BUILD = {
     **dict.fromkeys(
         (

@@ -61,7 +61,7 @@ def ls(
 ) -> None:
     """List volumes.
 
-    Filters: name, label.
+    Filters: name, label, dangling.
 
     Examples:
       vmm volume ls
@@ -70,16 +70,26 @@ def ls(
     from vmm.engine.imageviews import volume_row
     from vmm.engine.views import parse_filters
 
-    filters = parse_filters(filter or (), frozenset({"name", "label"}))
+    filters = parse_filters(filter or (), frozenset({"name", "label", "dangling"}))
     engine = context.engine()
+    dangling = {_boolean(value) for value in filters.pop("dangling", ())}
+    used = engine.used_volumes() if dangling else ()
     rows = []
     for record in engine.volumes():
         labels = {*record.labels, *(f"{k}={v}" for k, v in record.labels.items())}
         if all(any(part in record.name for part in values) if key == "name"
                else set(values) <= labels for key, values in filters.items()):  # fmt: skip
+            if dangling and (record.name not in used) not in dangling:
+                continue
             rows.append(volume_row(record, engine.volume(record.name)[1]))
     form = "{{.Name}}" if quiet and not format else format
     print_rows(rows, form, "table {{.Driver}}\t{{.Name}}", _HEADINGS)
+
+
+def _boolean(value: str) -> bool:
+    if value not in {"true", "false", "1", "0"}:
+        raise UsageError(f"invalid filter 'dangling={value:.80}'", "use true or false")
+    return value in {"true", "1"}
 
 
 def rm(
@@ -112,13 +122,14 @@ def prune(
     Examples:
       vmm volume prune -f
     """
-    from vmm.cli.confirm import confirm
+    from vmm.cli.confirm import confirm, reclaiming
 
     kind = "local" if all else "anonymous local"
     if not confirm(f"This will remove {kind} volumes not used by at least one workload.", force):
         return
-    removed = context.engine().volume_prune(everything=all)
-    if removed:
-        line("Deleted Volumes:")
-    for name in removed:
-        line(name)
+    with reclaiming("Local Volumes"):
+        removed = context.engine().volume_prune(everything=all)
+        if removed:
+            line("Deleted Volumes:")
+        for name in removed:
+            line(name)

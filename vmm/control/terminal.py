@@ -12,7 +12,7 @@ import stat
 from vmm.control import frames
 from vmm.control.client import Control, parse_exit
 from vmm.control.frames import Frame, encode_args
-from vmm.model.errors import ShimLost, UsageError, VmmError
+from vmm.model.errors import HostError, ShimLost, UsageError, VmmError
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
 #: A pipe that poll(2) calls writable takes this much without blocking (pipe(7), PIPE_BUF).
@@ -80,6 +80,7 @@ class _Sink:
         self.fd = fd
         self.held = bytearray()
         self.broken = False
+        self.lost = ""
         try:
             self._chunk = _FILE_CHUNK if stat.S_ISREG(os.fstat(fd).st_mode) else _PIPE_CHUNK
         except OSError:
@@ -100,6 +101,7 @@ class _Sink:
             self.held.clear()
             if error.errno == errno.EPIPE:
                 raise
+            self.lost = os.strerror(error.errno or 0)
 
 
 class _Signals:
@@ -342,7 +344,8 @@ def pump(
     For the workload (channel 0) the caller asked for the exit with ``expect_exit()``. With
     ``tty`` the local terminal is raw meanwhile and its size is kept up to date; without,
     ``proxy_signals`` passes signals on. Raises ShimLost when the shim goes away, BrokenPipeError
-    when the reader of ``stdout_fd`` does.
+    when the reader of ``stdout_fd`` does, HostError when all went well but for output that could
+    not be written.
     """
     keys = parse_detach_keys(detach_keys)
     sinks = {frames.STDOUT: _Sink(stdout_fd), frames.STDERR: _Sink(stderr_fd)}
@@ -350,10 +353,14 @@ def pump(
     wanted = (*_FATAL, "SIGWINCH", "SIGCONT") if tty else _PROXIED if proxy_signals else ()
     try:
         with _Signals(wanted) as signals, _RawMode(stdin_fd if tty else None) as raw:
-            return session.run(signals, raw)
+            code = session.run(signals, raw)
     except _Killed as killed:
         _die(killed.number)
         return 128 + killed.number
+    lost = [sink.lost for sink in sinks.values() if sink.lost]
+    if lost and code == 0:
+        raise HostError(f"the workload's output could not be written: {lost[0]}")
+    return code
 
 
 def _die(number: int) -> None:

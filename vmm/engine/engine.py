@@ -215,6 +215,12 @@ class Engine:
             if not force:
                 raise
 
+    def used_volumes(self) -> set[str]:
+        """Names of the volumes that workloads mount."""
+        from vmm.engine.maintenance import volumes_in_use
+
+        return set(volumes_in_use(self.ctx))
+
     def volume_prune(self, *, everything: bool = False) -> list[str]:
         from vmm.engine.maintenance import volumes_in_use
 

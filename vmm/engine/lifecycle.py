@@ -225,6 +225,8 @@ def restart(ctx: Context, reference: str, timeout: int | None, signal: str | Non
 def rename(ctx: Context, reference: str, name: str) -> None:
     """Change the alias; the id and all that is named after it stay."""
     recover(ctx)
+    if ctx.index.lookup(reference).name == name:
+        raise Conflict(f'"{name}" is the current name of the workload', "give another")
     with ctx.workload(reference) as workload, ctx.journal.begin("rename", workload) as undo:
         spec = ctx.store.read(workload)
         ctx.index.rename(workload, check_name(name))

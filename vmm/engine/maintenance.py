@@ -29,7 +29,7 @@ def info(ctx: Context) -> dict[str, Any]:
         "Containers": len(rows),
         "ContainersRunning": statuses.count("running"),
         "ContainersPaused": statuses.count("paused"),
-        "ContainersStopped": len([s for s in statuses if s not in LIVE]),
+        "ContainersStopped": len([s for s in statuses if s not in {"running", "paused"}]),
         "Images": len(ctx.images.list()),
         "Driver": ctx.settings.storage_driver,
         "VmmRootDir": str(ctx.root),

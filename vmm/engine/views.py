@@ -86,13 +86,15 @@ def _span(numbers: Sequence[int]) -> str:
 
 def ps_row(view: WorkloadView, now: int, *, truncate: bool = True) -> View:
     """The fields of ``vmm ps --format``."""
+    from vmm.model.gotext import Labelled
+
     spec, state = view.spec, view.state
     command = command_text(spec)
     if truncate and len(command) > 20:
         command = command[:19] + "…"
     volumes = [m for m in spec.mounts if m.kind == "volume"]
     mounts = [_mount_name(m, truncate) for m in spec.mounts if m.kind != "tmpfs"]
-    return {
+    fields = {
         "ID": short(spec.id) if truncate else spec.id,
         "Names": spec.name,
         "Image": spec.image,
@@ -108,6 +110,7 @@ def ps_row(view: WorkloadView, now: int, *, truncate: bool = True) -> View:
         "Networks": spec.network.mode,
         "Backend": spec.backend,
     }
+    return Labelled(fields, spec.labels)
 
 
 def _mount_name(mount: Mount, truncate: bool) -> str:
@@ -152,6 +155,8 @@ def _matches_one(view: WorkloadView, key: str, value: str) -> bool:
     if key == "label":
         name, equals, wanted = value.partition("=")
         return name in spec.labels and (not equals or spec.labels[name] == wanted)
+    if key == "name":
+        return _name_matches(spec.name, value)
     if key == "exited":
         return view.state.status == "exited" and str(view.state.exit_code) == value
     if key == "ancestor":
@@ -162,12 +167,23 @@ def _matches_one(view: WorkloadView, key: str, value: str) -> bool:
         return any(value in {m.source, m.target} for m in spec.mounts)
     tests = {
         "id": spec.id.startswith(value),
-        "name": value.removeprefix("/") in spec.name,
         "status": view.state.status == value,
         "network": spec.network.mode == value,
         "backend": spec.backend == value,
     }
     return tests[key]
+
+
+def _name_matches(name: str, pattern: str) -> bool:
+    """A regular expression, found in the name with or without Docker's leading slash."""
+    import re
+
+    try:
+        return any(re.search(pattern, text) for text in (name, f"/{name}"))
+    except re.error as error:
+        raise UsageError(
+            f"invalid filter 'name={pattern:.80}': {error}", "give a name or a regular expression"
+        ) from None
 
 
 def state_view(state: State) -> View:

@@ -118,10 +118,10 @@ def _split_domain(rest: str, default_domain: str) -> tuple[str, str]:
 def _check_name(domain: str, path: str, text: str) -> None:
     if not _DOMAIN.match(domain):
         raise _invalid(text, f"{domain!r:.80} is not a domain")
-    if path != path.lower():
+    if path != path.lower() and _PATH.match(path.lower()):
         raise UsageError(
             f"invalid reference format: repository name ({path:.120}) must be lowercase",
-            f"write {path.lower():.120}",
+            f"write {text.lower():.120}",
         )
     if not _PATH.match(path):
         raise _invalid(text, f"{path!r:.80} is not a repository path ([a-z0-9] with . _ - and /)")

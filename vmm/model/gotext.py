@@ -37,12 +37,13 @@ def to_json(value: Any) -> str:
 
 
 def index(value: Any, *keys: Any) -> Any:
-    """``value[k1][k2]…``; a missing key of a mapping is nil, of a list an error."""
+    """``value[k1][k2]…``; a missing key of a mapping is its zero value, of a list an error."""
     for key in keys:
         if value is None:
             raise ValueError("index of untyped nil")
         if isinstance(value, Mapping):
-            value = value.get(key)
+            texts = all(isinstance(v, str) for v in value.values())
+            value = value.get(key, "" if texts else None)
         elif isinstance(key, int) and 0 <= key < len(value):
             value = value[key]
         else:
@@ -65,23 +66,25 @@ def _or(*values: Any) -> Any:
 
 
 def _printf(form: str, *values: Any) -> str:
-    """%v %s %d %q %t %% with a width, of fmt.Printf."""
+    """%v %s %d %q %t %% with a width and, of text, a precision, of fmt.Printf."""
     import re
 
     left = list(values)
 
     def one(match: re.Match[str]) -> str:
-        flags, width, verb = match.groups()
+        flags, width, precision, verb = match.groups()
         if verb == "%":
             return "%"
         if not left:
             return f"%!{verb}(MISSING)"
         value = left.pop(0)
+        if precision is not None and isinstance(value, str):
+            value = value[: int(precision[1:] or 0)]
         shown = quote(str(value)) if verb == "q" else text(value)
         wide = min(int(width or 0), 1000)
         return shown.ljust(wide) if "-" in flags else shown.rjust(wide)
 
-    return re.sub(r"%(-?)(\d{0,4})([vsdqt%])", one, form)
+    return re.sub(r"%(-?)(\d{0,4})(\.\d{0,4})?([vsdqt%])", one, form)
 
 
 def _slice(value: Any, *bounds: int) -> Any:
@@ -96,6 +99,14 @@ def _print(*values: Any) -> str:
             out += " "
         out += text(value)
     return out
+
+
+class Labelled(dict[str, Any]):
+    """A row with Docker's method ``.Label NAME``, which its JSON does not show."""
+
+    def __init__(self, fields: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        super().__init__(fields)
+        self.labels = labels
 
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {

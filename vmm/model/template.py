@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmm.model.errors import UsageError
-from vmm.model.gotext import FUNCTIONS, quote, text, truth
+from vmm.model.gotext import FUNCTIONS, Labelled, quote, text, truth
 
 _HINT = "for the fields there are, try --format json"
 _ACTION = re.compile(r"\{\{(- )?((?:\"(?:\\.|[^\"\\])*\"|`[^`]*`|.)*?)( -)?\}\}", re.DOTALL)
@@ -23,6 +23,8 @@ _TOKEN = re.compile(
     |(?P<variable>\$\w*)|(?P<word>[A-Za-z_]\w*)|(?P<mark>:=|[|(),=]))""",
     re.VERBOSE,
 )
+#: Mappings whose keys are the user's: one that is not there is no mistake in the template.
+_OPEN = frozenset({"Labels", "Metadata", "Networks", "Options", "Ports", "Sysctls", "Volumes"})
 #: Nesting of actions and of parentheses.
 MAX_DEPTH = 50
 MAX_TEMPLATE = 64 << 10
@@ -247,6 +249,11 @@ def _command(
     if tokens[0].kind == "word" and name not in {"true", "false", "nil"}:
         arguments = [*_operands(tokens[1:], dot, scope, depth), *piped]
         return _call(name, arguments)
+    if name == ".Label" and isinstance(dot, Labelled):
+        arguments = [*_operands(tokens[1:], dot, scope, depth), *piped]
+        if len(arguments) != 1:
+            raise _error("wrong number of args for Label: want 1")
+        return dot.labels.get(text(arguments[0]), "")
     operands = _operands(tokens, dot, scope, depth)
     if len(operands) != 1 or piped:
         raise _error(f"can't give argument to non-function {name}")
@@ -323,13 +330,14 @@ def _unquote(literal: str) -> str:
 
 
 def _fields(value: Any, path: str) -> Any:
+    parent = ""
     for name in path[1:].split("."):
         if value is None:
             raise _error(f"nil value has no field {name} (in {path})")
         if not isinstance(value, Mapping):
             raise _error(f"can't evaluate field {name} of {text(value):.40} (in {path})")
-        if name not in value:
+        if name not in value and parent not in _OPEN:
             known = ", ".join(sorted(str(k) for k in value)[:60])
             raise _error(f"no field {name} (in {path}); there are: {known}")
-        value = value[name]
+        value, parent = value.get(name) if parent in _OPEN else value[name], name
     return value

@@ -112,7 +112,7 @@ def test_wrong_options_are_refused_before_anything_is_made(vmm: Instance) -> Non
         ("volume rm nope", 1, ["No such volume: nope"]),
         ("run nope true", 125, ["No such image: nope", "vmm image import", "vmm build"]),
         ("run debian:bookworm true", 125, ["vmm image bootstrap debian:bookworm"]),
-        ("tag busybox UPPER", 125, ["must be lowercase", "write library/upper"]),
+        ("tag busybox UPPER", 125, ["must be lowercase", "write upper"]),
         ("ps --filter bogus=1", 125, ["invalid filter 'bogus'", "known: "]),
         ("ps --format {{", 125, ["template parsing error", "json"]),
         ("build /nope", 125, ['path "/nope" not found', "directory"]),

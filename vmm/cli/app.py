@@ -88,6 +88,10 @@ class Group(TyperGroup):
         return load(self.entries[cmd_name]) if cmd_name in self.entries else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str, Any, list[str]]:
+        if args[0] == "help":  # `help run`, as `run --help`
+            args = [*args[1:], "--help"]
+        if args[0] == "--help":
+            _print_help(ctx)
         command = self.get_command(ctx, args[0])
         if command is None:
             raise _unknown_command(ctx.command_path, args[0], self.list_commands(ctx))

@@ -23,7 +23,7 @@ def reclaiming(kind: str) -> Iterator[None]:
 
     before = _used(kind)
     yield
-    line(f"\nTotal reclaimed space: {size(max(0, before - _used(kind)))}")
+    line(f"Total reclaimed space: {size(max(0, before - _used(kind)))}")
 
 
 def _used(kind: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,15 +45,20 @@ def notices() -> list[str]:
 SAID = "\0"
 
 
-def for_each(references: Iterable[str], action: Callable[[str], object]) -> int:
+def for_each(
+    references: Sequence[str], action: Callable[[str], object], *, heading: str = ""
+) -> int:
     """Carry ``action`` out for each, print what it returns (the reference for None).
 
-    An action that said all there is to say returns SAID. One that fails is reported and does not stop the others; the exit code is 1 then.
+    An action that said all there is to say returns SAID. One that fails is reported and does not
+    stop the others; the exit code is 1 then. ``heading`` and an empty line enclose the output.
     """
     from vmm.cli.output import line, report
     from vmm.model.errors import VmmError
 
     code = 0
+    if heading and references:
+        line(heading)
     for reference in references:
         try:
             result = action(reference)
@@ -64,4 +69,6 @@ def for_each(references: Iterable[str], action: Callable[[str], object]) -> int:
             if result != SAID:
                 line(reference if result is None else str(result))
             sys.stdout.flush()  # the next one may take long
+    if heading and references:
+        line("")
     return code

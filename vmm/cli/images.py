@@ -52,12 +52,13 @@ def images(
     """
     from vmm.engine.imageviews import FILTERS, matches, row_matches, rows
     from vmm.engine.views import parse_filters
+    from vmm.model.human import parse_rfc3339
 
     filters = parse_filters(filter or (), FILTERS)
     if repository:
         filters.setdefault("reference", []).append(repository)
     found, short, now = context.engine().images(), familiar(), time.time_ns()
-    found.sort(key=lambda image: image.created, reverse=True)
+    found.sort(key=lambda image: parse_rfc3339(image.config.created), reverse=True)
     shown = [
         row
         for image in found
@@ -194,7 +195,9 @@ def prune(
         return 0
     engine = context.engine()
     chosen = engine.unused_images(everything=all)
-    if chosen:
-        line("Deleted Images:")
+
+    def remove(name: str) -> str:
+        return "\n".join(engine.image_remove(name, force=all))
+
     with reclaiming("Images"):
-        return for_each(chosen, lambda name: "\n".join(engine.image_remove(name, force=all)))
+        return for_each(chosen, remove, heading="Deleted Images:")

@@ -8,7 +8,7 @@ import typer
 
 from vmm.cli import context
 from vmm.cli.context import SAID, for_each
-from vmm.cli.output import line, report
+from vmm.cli.output import report
 from vmm.model.errors import NotFound, UsageError
 
 Containers = Annotated[list[str], typer.Argument(metavar="CONTAINER")]
@@ -164,7 +164,5 @@ def prune(
     engine = context.engine()
     stopped = [v.spec.id for v in engine.workloads(everything=True)
                if v.state.status in {"created", "exited", "dead"}]  # fmt: skip
-    if stopped:
-        line("Deleted Containers:")
     with reclaiming("Containers"):
-        return for_each(stopped, engine.remove)
+        return for_each(stopped, engine.remove, heading="Deleted Containers:")

@@ -10,8 +10,12 @@ from vmm.cli import context
 from vmm.cli.listing import Format
 from vmm.cli.output import line, note, print_inspected, print_rows
 
+Shown = Annotated[
+    str | None, typer.Option("--format", "-f", help="json, 'table TEMPLATE' or a Go template")
+]
 
-def version(format: Format = None) -> None:
+
+def version(format: Shown = None) -> None:
     """Show the version of vmm.
 
     Examples:
@@ -34,7 +38,7 @@ def version(format: Format = None) -> None:
     _print_facts(facts, format)
 
 
-def info(format: Format = None) -> None:
+def info(format: Shown = None) -> None:
     """Show the instance and the host.
 
     Examples:

@@ -133,3 +133,5 @@ def prune(
             line("Deleted Volumes:")
         for name in removed:
             line(name)
+        if removed:
+            line("")

@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*/*.[ch] native/build.py native/flags.txt) setup.py pyproject.toml
 PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
-TEST_PACKAGES := libcap2-bin make user-mode-linux strace util-linux procps wget
+TEST_PACKAGES := libcap2-bin make user-mode-linux strace util-linux procps wget zstd netbase
 
 .PHONY: demo test unit integration lint bench clean packages test-packages asan fuzz
 

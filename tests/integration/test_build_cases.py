@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ lp:x:7:7:lp:/var/spool/lpd:/bin/sh
 """
 GROUP = "root:x:0:\nbin:x:2:\nadm:x:4:\nlp:x:7:\nmail:x:8:\n"
 BASH = '#!/bin/sh\nshift\nexec /bin/sh -xc "$@"\n'
-CENTOS = """FROM mirror.gcr.io/busybox
+CENTOS = """FROM box
 COPY etc /etc
 COPY --chmod=755 bash /bin/bash
 RUN mkdir -p /boot /usr/local/bin && : > /usr/bin/script
@@ -45,6 +46,17 @@ ALPINE = """FROM imported
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 CMD ["/bin/sh"]
 """
+
+
+#: What stands in for the cases' bases, by the last part of their names.
+OTHERS = {"alpine": ALPINE, "centos": CENTOS}
+
+
+def _bases(cases: Path) -> set[str]:
+    """Every published image that a case is built from."""
+    texts = (path.read_text() for path in cases.glob("*/context/**/*ockerfile*") if path.is_file())
+    names = (name for text in texts for name in re.findall(r"(?im)^FROM +(\S+/\S+)", text))
+    return set(names)
 
 
 class Bench:
@@ -88,15 +100,19 @@ def bench(
 ) -> Iterator[Bench]:
     """The bases: real busybox and alpine, and one with more users and a bash."""
     images, folder = shared / "images", tmp_path_factory.mktemp("bases")
-    instance.run("image", "import", str(images / "busybox-glibc"), "mirror.gcr.io/busybox")
+    instance.run("image", "import", str(images / "busybox-glibc"), "box")
     instance.run("image", "import", str(images / "alpine-3.20.tar.gz"), "imported")
     (folder / "etc").mkdir()
     (folder / "etc/passwd").write_text(PASSWD)
     (folder / "etc/group").write_text(GROUP)
     (folder / "bash").write_text(BASH)
-    for name, text in (("mirror.gcr.io/alpine", ALPINE), ("quay.io/libpod/centos:7", CENTOS)):
-        (folder / "Dockerfile").write_text(text)
-        instance.run("build", "-t", name, str(folder))
+    for base in sorted(_bases(shared / "data/build-cases")):
+        kind = base.rpartition("/")[2].partition(":")[0]
+        if kind == "busybox":
+            instance.run("tag", "box", base)
+        elif kind in OTHERS:
+            (folder / "Dockerfile").write_text(OTHERS[kind])
+            instance.run("build", "-t", base, str(folder))
     yield Bench(instance)
     everything = instance.out("images", "-aq", "--no-trunc").split()
     kept = instance.out("images", "-q", "--no-trunc", "busybox").split()

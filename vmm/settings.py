@@ -17,6 +17,10 @@ DEFAULT_ROOT = "/var/lib/vmm"
 CONFIG = "/etc/vmm/config.yaml"
 
 
+#: Settings that take one of few words.
+CHOICES = {"log_driver": ("json-file", "none"), "storage_driver": ("overlay",)}
+
+
 @dataclass(frozen=True)
 class Settings:
     """One instance's settings. Sizes are bytes, times seconds."""
@@ -91,6 +95,12 @@ def load(root: str | None = None, environ: dict[str, str] | None = None) -> Sett
         if variable in env:
             values[item] = _convert(variable, env[variable], hints[item])
             sources[item] = f"environment variable {variable}"
+    for item, words in CHOICES.items():
+        if values.get(item, words[0]) not in words:
+            raise UsageError(
+                f"{sources[item]}: {item}: {values[item]!r:.80} is not supported",
+                f"write one of: {', '.join(words)}",
+            )
     if root:
         values["root"] = root
         sources["root"] = "--root"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from vmm.backends.container import capabilities, cgroups, limits, mounts, signals, tmpfs
+from vmm.backends.container import capabilities, cgroups, limits, mounts, tmpfs
 from vmm.backends.container.mountinfo import parse_cpu_list
+from vmm.model import signals
 from vmm.model.backend import HostFacts
 from vmm.model.errors import Unsupported, UsageError
 from vmm.model.spec import Resources, Security, WorkloadSpec

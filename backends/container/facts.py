@@ -8,18 +8,9 @@ import re
 
 from vmm.backends.container import mountinfo
 from vmm.backends.container.capabilities import BIT
+from vmm.model import platform
 from vmm.model.backend import CgroupHierarchy, HostFacts
 
-#: uname(2) machine to the image-spec's architecture (GOARCH).
-ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "i686": "386",
-    "armv7l": "arm",
-    "riscv64": "riscv64",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-}
 #: What bpf(2) says to a device program that it will not load.
 PROGRAM_ERRORS = {
     errno.ENOSYS: "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)",
@@ -45,7 +36,7 @@ def gather() -> HostFacts:
     refused = device_programs(cgroups)
     return HostFacts(
         os="linux",
-        architecture=ARCHITECTURES.get(uname.machine, uname.machine),
+        architecture=platform.architecture(uname.machine),
         kernel=kernel_version(uname.release),
         cpus=os.cpu_count() or 1,
         cap_bounding=mountinfo.parse_status_mask(status, "CapBnd"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmm.backends.container import cgroups, mounts, process, signals
+from vmm.backends.container import cgroups, mounts, process
+from vmm.model import signals
 from vmm.model.backend import CompileInput, ExecInput
 from vmm.model.errors import UsageError
 from vmm.model.launch import LaunchPlan, Op, encode_ops, op

@@ -20,15 +20,12 @@ def default_profile() -> str:
     """The text of the profile that vmm brings along."""
     import vmm
 
-    package = os.path.dirname(os.path.abspath(vmm.__file__))
-    places = (f"{package}/data/seccomp.json", f"{package}/../configs/seccomp.json")
-    for path in places:
-        try:
-            with open(path, encoding="utf-8") as file:
-                return file.read()
-        except FileNotFoundError:
-            continue
-    raise HostError(f"{places[0]} is missing", "install vmm again")
+    path = os.path.join(os.path.dirname(os.path.abspath(vmm.__file__)), "data", "seccomp.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise HostError(f"{path} is missing", "install vmm again") from None
 
 
 def compiled(spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.instance import Instance
 from tests.integration.isolation_lab import QUIET, Lab, results
 
 MIB = 1 << 20
@@ -177,3 +178,28 @@ def test_an_image_of_127_layers(lab: Lab, tmp_path: Path) -> None:
     lab.images.append("deep")
     assert len(lab.vmm.inspect("deep")["RootFS"]["Layers"]) == 127
     assert lab.sh("ls /layers | grep -c .; cat /layers/0 /layers/125", image="deep") == "126\nxx"
+
+
+def test_the_settings_seccomp_profile_holds_everywhere(vmm: Instance, tmp_path: Path) -> None:
+    """run, exec and RUN use it in place of the shipped one; a missing file is named."""
+    denied = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN mkdir /made\n")
+    env = {"VMM_SECCOMP_PROFILE": str(profile)}
+    vmm.run("run", "-d", "--name", "held", "--network=none", "busybox", "sleep", "100", env=env)
+    for argv in (
+        ["run", "--rm", "--network=none", "busybox", "mkdir", "/made"],
+        ["exec", "held", "mkdir", "/made"],
+        ["build", "--no-cache", "--network=none", str(tmp_path)],
+    ):
+        done = vmm.run(*argv, check=False, env=env)
+        assert done.returncode == 1, done
+        assert "Operation not permitted" in done.stdout + done.stderr
+    vmm.run("run", "--rm", "--network=none", "busybox", "mkdir", "/made")
+    gone = vmm.run("create", "busybox", "true", check=False, env=env)
+    assert gone.returncode == 0
+    profile.unlink()
+    done = vmm.run("start", gone.stdout.strip(), check=False, env=env)
+    assert done.returncode == 1 and f"{profile}: No such file" in done.stderr
+    assert "VMM_SECCOMP_PROFILE" in done.stderr

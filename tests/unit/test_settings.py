@@ -80,3 +80,9 @@ def test_instances_are_named_after_the_root(tmp_path: Path) -> None:
     first, second = Settings(root=str(tmp_path / "real")), Settings(root=str(link))
     assert first.instance == second.instance != "default"
     assert len(first.instance) == 8 and first.bridge == f"vmm-{first.instance}"
+
+
+@pytest.mark.parametrize("item", ["log_driver", "storage_driver"])
+def test_a_word_that_no_part_honours_is_refused(item: str) -> None:
+    with pytest.raises(UsageError, match=f"VMM_{item.upper()}: {item}: 'other' is not supported"):
+        load(None, {f"VMM_{item.upper()}": "other"})

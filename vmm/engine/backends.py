@@ -7,16 +7,12 @@ from importlib import import_module
 
 from vmm.model.backend import Backend, Capability
 from vmm.model.errors import Unsupported, UsageError
+from vmm.model.platform import architecture as architecture_of
 
 #: Backends of this distribution; others join through the entry points ``vmm.backends``.
 BUILT_IN = {"container": "vmm.backends.container:ContainerBackend"}
 #: Not part of this version: refused by name, never taken for a typing error.
 PLANNED = ("jail", "vm", "kvm", "qemu", "xen", "bhyve")
-#: Machine names of uname(2) in the image-spec's words (GOARCH).
-ARCHITECTURES = {
-    "x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64", "armv7l": "arm",
-    "i686": "386", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x",
-}  # fmt: skip
 
 
 def names() -> list[str]:
@@ -53,7 +49,7 @@ def choose(wanted: str, system: str, architecture: str) -> tuple[str, str]:
         load(wanted)
         return wanted, "named"
     uname = os.uname()
-    host_os, host = uname.sysname.lower(), ARCHITECTURES.get(uname.machine, uname.machine)
+    host_os, host = uname.sysname.lower(), architecture_of(uname.machine)
     if (system, architecture) == (host_os, host) and host_os == "linux":
         return "container", f"the image is for this host ({system}/{architecture})"
     raise Unsupported(

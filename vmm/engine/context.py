@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from vmm.model.backend import WorkloadPaths
 from vmm.model.errors import CorruptStore, HostError
 from vmm.model.ids import short
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vmm.image.store import ImageStore
     from vmm.model.backend import Backend, HostFacts
     from vmm.model.network import NetworkRecord
+    from vmm.model.spec import WorkloadSpec
     from vmm.network.names import NameService
     from vmm.network.service import NetworkService
     from vmm.storage.overlay import OverlayDriver
@@ -203,6 +206,22 @@ class Context:
         if name not in cache:
             cache[name] = self.backend(name).facts()
         return cache[name]
+
+    def seccomp(self, spec: WorkloadSpec) -> bytes:
+        """The compiled filter of a workload, by its own profile, else the instance's, else ours."""
+        own = self.settings.seccomp_profile
+        if own and not spec.security.seccomp and not spec.security.privileged:
+            try:
+                text = Path(own).read_text()
+            except OSError as error:
+                raise HostError(
+                    f"seccomp profile {own}: {error.strerror}",
+                    f"mend the setting ({self.settings.sources.get('seccomp_profile', '')})",
+                ) from None
+            security = replace(spec.security, seccomp=text)
+            spec = replace(spec, security=security)
+        facts = self.facts(spec.backend)
+        return self.backend(spec.backend).filter(spec, facts, str(self.root / "cache"))
 
     def paths(self, workload: str) -> WorkloadPaths:
         """Where the files of a workload are."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm.engine.backends import ARCHITECTURES
 from vmm.engine.context import Context
 from vmm.engine.maintenance import images_in_use
 from vmm.engine.recovery import recover
 from vmm.engine.status import LIVE, shown
 from vmm.model.errors import UsageError
 from vmm.model.image import ContainerConfig, Image
+from vmm.model.platform import architecture
 from vmm.model.request import BuildRequest
 
 if TYPE_CHECKING:
@@ -74,14 +74,13 @@ def build(ctx: Context, request: BuildRequest, progress: Progress) -> str:
     from vmm.engine.runstep import run_step
 
     recover(ctx)
-    architecture = ARCHITECTURES.get(os.uname().machine, os.uname().machine)
     builder = Builder(
         ctx.images,
         ctx.layers,
         partial(run_step, ctx),
         ctx.root,
         progress,
-        architecture=architecture,
+        architecture=architecture(os.uname().machine),
         environ=os.environ,
     )
     return builder.build(request).id

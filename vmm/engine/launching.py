@@ -107,7 +107,7 @@ def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
     """All that compile() looks at, as the host and the image are now."""
     image = ctx.images.resolve(spec.image_id)
     layout = ctx.layers.prepare(image.chain_ids, ctx.store.path(spec.id))
-    user = _user(ctx, spec, layout)
+    user = user_of(ctx, spec, layout)
     return msgspec.structs.replace(
         bare_input(ctx, spec),
         spec=with_runtime_env(spec, user),
@@ -116,9 +116,7 @@ def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
         mounts=tuple(resolve_mount(ctx, mount) for mount in spec.mounts),
         devices=ctx.backend(spec.backend).devices(spec),
         endpoint=_endpoint(ctx, spec),
-        seccomp=ctx.backend(spec.backend).filter(
-            spec, ctx.facts(spec.backend), str(ctx.root / "cache")
-        ),
+        seccomp=ctx.seccomp(spec),
         reaper=ctx.reaper(spec.id),
     )
 
@@ -201,7 +199,8 @@ def _write_files(ctx: Context, spec: WorkloadSpec) -> None:
     write_own_files(ctx, spec)
 
 
-def _user(ctx: Context, spec: WorkloadSpec, layout: RootLayout) -> User:
+def user_of(ctx: Context, spec: WorkloadSpec, layout: RootLayout) -> User:
+    """The user the workload runs as, by the files of its own root."""
     view = ctx.layers.view(layout)
     try:
         return resolve_user(view, spec.process.user)

@@ -71,7 +71,7 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
 
 def _default_log(ctx: Context) -> Log:
     settings = ctx.settings
-    driver = "none" if settings.log_driver == "none" else "json-file"
+    driver = settings.log_driver  # settings.load() has checked it
     return Log(driver=driver, max_size=settings.log_max_size, max_file=settings.log_max_file)  # type: ignore[arg-type]
 
 

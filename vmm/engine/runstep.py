@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from vmm.control.spawn import spawn_shim
 from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.resolve import merge_env
-from vmm.engine.users import resolve_user
 from vmm.model.backend import CompileInput, Endpoint, ResolvedMount, RootLayout, WorkloadPaths
 from vmm.model.errors import ShimLost
 from vmm.model.ids import short
@@ -104,12 +102,7 @@ def _input(
         spec = msgspec.structs.replace(spec, network=own)
     paths = _paths(ctx, spec, directory)
     _write_files(spec, paths)
-    view = ctx.layers.view(layout)
-    try:
-        user = resolve_user(view, spec.process.user)
-    finally:
-        os.close(view)
-    facts = ctx.facts("container")
+    user = launching.user_of(ctx, spec, layout)
     return msgspec.structs.replace(
         launching.bare_input(ctx, spec),
         spec=launching.with_runtime_env(spec, user),
@@ -121,7 +114,7 @@ def _input(
             ResolvedMount(kind="bind", target=target, source=source)
             for target, source in volumes.items()
         ),
-        seccomp=ctx.backend("container").filter(spec, facts, str(ctx.root / "cache")),
+        seccomp=ctx.seccomp(spec),
     )
 
 

@@ -59,9 +59,7 @@ def exec_(ctx: Context, reference: str, request: ExecRequest) -> Session | None:
     spec = launching.running(ctx, reference)
     given = msgspec.structs.replace(
         launching.bare_input(ctx, spec),
-        seccomp=ctx.backend(spec.backend).filter(
-            spec, ctx.facts(spec.backend), str(ctx.root / "cache")
-        ),
+        seccomp=ctx.seccomp(spec),
     )
     user = _user(ctx, spec, request)
     asked = ExecInput(

@@ -14,6 +14,7 @@ from vmm.image import reference as refs
 from vmm.image.blobs import MAX_DOCUMENT
 from vmm.image.catalogue import Catalogue, LayerDriver
 from vmm.image.documents import encode
+from vmm.model import platform
 from vmm.model.errors import Conflict, CorruptStore, UsageError, VmmError
 from vmm.model.ids import short
 from vmm.model.image import (
@@ -243,6 +244,4 @@ def now() -> str:
 
 def host_architecture() -> str:
     """This machine in GOARCH terms (image-spec, config.md, "architecture")."""
-    machine = os.uname().machine
-    names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-    return names.get(machine, machine)
+    return platform.architecture(os.uname().machine)

@@ -198,11 +198,6 @@ def ulimit(text: str) -> Ulimit:
     return Ulimit(name=name, soft=soft, hard=hard)
 
 
-def unique_ulimits(texts: Iterable[str]) -> tuple[Ulimit, ...]:
-    """The last of each name."""
-    return tuple({u.name: u for u in map(ulimit, texts)}.values())
-
-
 def device(text: str) -> Device:
     """``HOST[:INSIDE[:rwm]]``."""
     parts = text.split(":")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import signal
+import re
+from signal import SIGRTMAX, SIGRTMIN, Signals
 
 from vmm.model.errors import UsageError
 
+_REAL_TIME = re.compile(r"RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?\Z")
+
 
 def number(text: str) -> int:
-    """``TERM``, ``SIGTERM``, ``term``, ``15`` or ``RTMIN+3`` as a number."""
+    """``TERM``, ``SIGTERM``, ``term``, ``15``, ``RTMIN+3`` or ``RTMAX-1`` as a number."""
     name = text.strip().upper().removeprefix("SIG")
-    if name.isdigit():
-        if 0 < int(name) <= signal.SIGRTMAX:
-            return int(name)
-        raise UsageError(f"Invalid signal: {text}", f"a number from 1 to {int(signal.SIGRTMAX)}")
-    base, sign, offset = name.partition("+")
-    known: int | None = getattr(signal, f"SIG{base}", None)
-    if known is None or (sign and not (base == "RTMIN" and offset.isdigit())):
-        raise UsageError(f"Invalid signal: {text}", "give a name as in `kill -l`, or a number")
-    value = int(known) + int(offset or 0)
-    if value > signal.SIGRTMAX:
-        raise UsageError(f"Invalid signal: {text}", "there is no such real-time signal")
-    return value
+    if name.isascii() and name.isdigit():
+        found = int(name)
+    elif match := _REAL_TIME.match(name):
+        base = SIGRTMIN if match[1] == "MIN" else SIGRTMAX
+        found = int(base) + int((match[2] or "+") + (match[3] or "0"))
+    else:
+        found = int(Signals.__members__.get(f"SIG{name}", 0))
+    if not 1 <= found <= SIGRTMAX:
+        raise UsageError(
+            f"Invalid signal: {text}",
+            f"give a name as in `kill -l`, or a number from 1 to {int(SIGRTMAX)}",
+        )
+    return found

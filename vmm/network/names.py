@@ -89,15 +89,6 @@ def parse_extra_host(text: str) -> tuple[str, str]:
     return name, address
 
 
-def check_host_name(name: str) -> str:
-    """``name`` if it can be a host name (hostname(7)) of a workload."""
-    if len(name) > 64 or not _HOST_NAME.match(name):
-        raise UsageError(
-            f"invalid host name {name!r:.80}", "use up to 64 letters, digits, '-' and '.'"
-        )
-    return name
-
-
 def rewrite(path: Path | str, text: str) -> bool:
     """Give the file this content, keeping its inode; whether anything changed.
 

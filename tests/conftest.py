@@ -91,4 +91,6 @@ def vmm(instance: Instance) -> Iterator[Instance]:
     yield instance
     for workload in instance.run("ps", "-aq", "--no-trunc").stdout.split():
         instance.run("rm", "-fv", workload)
+    if volumes := instance.run("volume", "ls", "-q").stdout.split():
+        instance.run("volume", "rm", *volumes)
     assert instance.traces() == []

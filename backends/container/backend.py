@@ -23,34 +23,34 @@ class ContainerBackend:
         return gather()
 
     def check(self, spec: WorkloadSpec, facts: HostFacts) -> None:
-        from vmm.backends.container.check import check
+        from vmm.backends.linux.check import check
 
         check(spec, facts)
 
     def devices(self, spec: WorkloadSpec) -> tuple[ResolvedDevice, ...]:
         """The nodes of ``--device``, and for a privileged workload all of the host's."""
-        from vmm.backends.container.devices import of_workload
+        from vmm.backends.linux.devices import of_workload
 
         return of_workload(spec)
 
     def resolve_device(self, device: Device) -> tuple[ResolvedDevice, ...]:
         """The node or nodes behind one ``--device``; UsageError if it is none."""
-        from vmm.backends.container.devices import resolve
+        from vmm.backends.linux.devices import resolve
 
         return resolve(device)
 
     def compile(self, given: CompileInput) -> LaunchPlan:
-        from vmm.backends.container.plan import compile_plan
+        from vmm.backends.linux.plan import compile_plan
 
         return compile_plan(given)
 
     def compile_exec(self, given: CompileInput, request: ExecInput) -> bytes:
-        from vmm.backends.container.plan import compile_exec
+        from vmm.backends.linux.plan import compile_exec
 
         return compile_exec(given, request)
 
     def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
-        from vmm.backends.container.seccomp import compiled
+        from vmm.backends.linux.seccomp import compiled
 
         return compiled(spec, facts, cache)
 

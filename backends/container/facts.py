@@ -6,8 +6,8 @@ import errno
 import os
 import re
 
-from vmm.backends.container import mountinfo
-from vmm.backends.container.capabilities import BIT
+from vmm.backends.linux import mountinfo
+from vmm.backends.linux.capabilities import BIT
 from vmm.model import platform
 from vmm.model.backend import CgroupHierarchy, HostFacts
 
@@ -96,7 +96,7 @@ def device_programs(cgroups: tuple[CgroupHierarchy, ...]) -> str | None:
         return None
     if not any(group.version == 2 for group in cgroups):
         return None
-    from vmm.backends.container.device_program import program
+    from vmm.backends.linux.device_program import program
     from vmm.ports.kernel import bpf_device_program
 
     try:

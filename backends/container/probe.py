@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from vmm.backends.container import capabilities
 from vmm.backends.container.facts import read
+from vmm.backends.linux import capabilities
 from vmm.model.backend import Capability, HostFacts
 
 _NAMESPACES = ("pid", "mnt", "uts", "ipc", "net", "cgroup")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmm.backends.container.capabilities import ALL, BIT
+from vmm.backends.linux.capabilities import ALL, BIT
 from vmm.model.backend import CgroupHierarchy, CompileInput, HostFacts, RootLayout, WorkloadPaths
 from vmm.model.spec import Process, WorkloadSpec
 

@@ -16,7 +16,8 @@ from tests.unit.container.samples import (
     compile_input,
     spec,
 )
-from vmm.backends.container import ContainerBackend, capabilities, cgroups, limits
+from vmm.backends.container import ContainerBackend
+from vmm.backends.linux import capabilities, cgroups, limits
 from vmm.model.backend import ExecInput, HostFacts, ResolvedMount, User
 from vmm.model.errors import Unsupported, UsageError, VmmError
 from vmm.model.spec import (

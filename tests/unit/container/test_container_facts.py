@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm.backends.container import ContainerBackend, facts, mountinfo
+from vmm.backends.container import ContainerBackend, facts
+from vmm.backends.linux import mountinfo
 from vmm.model.backend import CgroupHierarchy
 
 #: The example of proc_pid_mountinfo(5), and one with an escaped space and no optional field.

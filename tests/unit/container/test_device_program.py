@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.unit.container.samples import HOST_V2, compile_input, spec
 from vmm.backends.container import ContainerBackend
-from vmm.backends.container.device_program import program
-from vmm.backends.container.devices import DEFAULT_RULES, Rule, rules
+from vmm.backends.linux.device_program import program
+from vmm.backends.linux.devices import DEFAULT_RULES, Rule, rules
 from vmm.model.backend import ResolvedDevice
 from vmm.model.launch import Op
 from vmm.model.spec import Security

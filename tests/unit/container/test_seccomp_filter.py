@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.container.samples import HOST, spec
-from vmm.backends.container import ContainerBackend, seccomp
+from vmm.backends.container import ContainerBackend
+from vmm.backends.linux import seccomp
 from vmm.model.errors import HostError, InvalidDocument
 from vmm.model.spec import Security
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.native.launching import Case, own_name
-from vmm.backends.container.device_program import program
-from vmm.backends.container.devices import DEFAULT_RULES, Rule
+from vmm.backends.linux.device_program import program
+from vmm.backends.linux.devices import DEFAULT_RULES, Rule
 from vmm.model.launch import Op, op
 
 FULL = (1, 7)

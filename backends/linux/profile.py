@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vmm.backends.container.capabilities import BIT
+from vmm.backends.linux.capabilities import BIT
 from vmm.model.backend import HostFacts
 from vmm.model.errors import InvalidDocument
 

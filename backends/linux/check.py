@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vmm.backends.container import capabilities, cgroups, limits, mounts, tmpfs
-from vmm.backends.container.mountinfo import parse_cpu_list
+from vmm.backends.linux import capabilities, cgroups, limits, mounts, tmpfs
+from vmm.backends.linux.mountinfo import parse_cpu_list
 from vmm.model import signals
 from vmm.model.backend import HostFacts
 from vmm.model.errors import Unsupported, UsageError

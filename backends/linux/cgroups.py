@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from vmm.backends.container.capabilities import programs_devices
-from vmm.backends.container.device_program import program
-from vmm.backends.container.devices import rules
+from vmm.backends.linux.capabilities import programs_devices
+from vmm.backends.linux.device_program import program
+from vmm.backends.linux.devices import rules
 from vmm.model.backend import CgroupHierarchy, CompileInput, HostFacts
 from vmm.model.launch import Op, op
 from vmm.model.spec import Resources, Security, WorkloadSpec

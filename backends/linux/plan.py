@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.backends.container import cgroups, mounts, process
+from vmm.backends.linux import cgroups, mounts, process
 from vmm.model import signals
 from vmm.model.backend import CompileInput, ExecInput
 from vmm.model.errors import UsageError

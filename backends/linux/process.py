@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmm.backends.container import capabilities, limits
+from vmm.backends.linux import capabilities, limits
 from vmm.model.backend import CompileInput, User
 from vmm.model.ids import short
 from vmm.model.launch import Op, op

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from vmm.backends.container.devices import Rule
+from vmm.backends.linux.devices import Rule
 
 #: linux/bpf.h, struct bpf_insn: code, registers (source << 4 | destination), offset, immediate.
 _INSTRUCTION = struct.Struct("=BBhi")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 
-from vmm.backends.container import cgroups, devices, tmpfs
+from vmm.backends.linux import cgroups, devices, tmpfs
 from vmm.model.backend import CompileInput, ResolvedMount
 from vmm.model.launch import Op, op
 

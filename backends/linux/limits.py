@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.backends.container.mountinfo import LIMIT_TITLES
+from vmm.backends.linux.mountinfo import LIMIT_TITLES
 from vmm.model.backend import HostFacts
 from vmm.model.errors import Unsupported, UsageError
 from vmm.model.launch import Op, op

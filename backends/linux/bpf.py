@@ -12,7 +12,7 @@ import os
 import struct
 from typing import Any
 
-from vmm.backends.container.profile import ACTIONS, COMPARISONS, MASKED, Rule, Rules
+from vmm.backends.linux.profile import ACTIONS, COMPARISONS, MASKED, Rule, Rules
 from vmm.model.errors import HostError
 
 #: linux/bpf_common.h: the most instructions a filter may have (BPF_MAXINSNS).

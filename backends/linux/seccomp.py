@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from vmm.backends.container import capabilities
+from vmm.backends.linux import capabilities
 from vmm.model.backend import HostFacts
 from vmm.model.errors import HostError
 from vmm.model.spec import WorkloadSpec
@@ -42,8 +42,8 @@ def compiled(spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
     found = _read(path) if path else b""
     if found:
         return found
-    from vmm.backends.container.bpf import build
-    from vmm.backends.container.profile import parse, reduce
+    from vmm.backends.linux.bpf import build
+    from vmm.backends.linux.profile import parse, reduce
 
     profile = parse(text, "seccomp profile")
     program = build(reduce(profile, held, facts))

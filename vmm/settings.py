@@ -44,6 +44,14 @@ class Settings:
     #: Path of a seccomp profile in Docker's JSON form; "" is the shipped one.
     seccomp_profile: str = ""
     pids_limit: int = 4096
+    #: The libvirt that runs guests: qemu:///system or qemu:///session.
+    libvirt_uri: str = "qemu:///system"
+    #: Kernel that guests boot, by its name in ``vmm kernel ls``; "" is the newest.
+    kernel: str = ""
+    #: Size of a guest without --memory.
+    guest_memory: int = 512 << 20
+    #: Largest size a guest's writable disk can grow to.
+    guest_disk: int = 10 << 30
     #: Where programs of the native core are; "" is inside the package.
     libexec: str = ""
     sources: dict[str, str] = field(default_factory=dict, compare=False, repr=False)

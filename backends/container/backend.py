@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from vmm.model.backend import Capability, CompileInput, ExecInput, HostFacts, ResolvedDevice
+from vmm.model.backend import (
+    BackendOptions,
+    Capability,
+    CompileInput,
+    ExecInput,
+    HostFacts,
+    ResolvedDevice,
+)
 from vmm.model.launch import LaunchPlan
 from vmm.model.spec import Device, WorkloadSpec
 
@@ -11,6 +18,12 @@ class ContainerBackend:
     """Implements vmm.model.backend.Backend; its parts are loaded when they are used."""
 
     name = "container"
+    storage = "overlay"
+    shares_files = True
+    outlives_shim = False
+
+    def __init__(self, options: BackendOptions | None = None) -> None:
+        self.options = options or BackendOptions()
 
     def probe(self) -> list[Capability]:
         from vmm.backends.container.probe import probe
@@ -53,6 +66,27 @@ class ContainerBackend:
         from vmm.backends.linux.seccomp import compiled
 
         return compiled(spec, facts, cache)
+
+    def record(self, given: CompileInput, plan: LaunchPlan) -> None:
+        """The kernel keeps no definitions: ``workload.json`` is all there is."""
+
+    def prepare(self, given: CompileInput, plan: LaunchPlan) -> None:
+        """All that a container needs is made by its launch plan."""
+
+    def alive(self, given: CompileInput) -> bool:
+        """Bound to its shim, it dies with it."""
+        return False
+
+    def forget(self, given: CompileInput) -> None:
+        """Nothing was recorded."""
+
+    def known(self) -> list[WorkloadSpec]:
+        return []
+
+    def update(self, given: CompileInput, running: bool) -> bytes:
+        from vmm.backends.linux.cgroups import update
+
+        return update(given) if running else b""
 
     def cleanup(self, given: CompileInput) -> None:
         from vmm.backends.container.cleanup import cleanup

@@ -14,7 +14,7 @@ from vmm.backends.linux.capabilities import programs_devices
 from vmm.backends.linux.device_program import program
 from vmm.backends.linux.devices import rules
 from vmm.model.backend import CgroupHierarchy, CompileInput, HostFacts
-from vmm.model.launch import Op, op
+from vmm.model.launch import Op, encode_ops, op
 from vmm.model.spec import Resources, Security, WorkloadSpec
 
 #: Microseconds over which a CPU quota counts (the kernel's default).
@@ -85,6 +85,12 @@ def operations(given: CompileInput) -> list[Op]:
     ops += [op("cgroup.join", group.directory) for group in found]
     ops += _watch(found)
     return ops
+
+
+def update(given: CompileInput) -> bytes:
+    """The limits of a running workload written again, as operations for its shim."""
+    limits = [o for o in operations(given) if o.name in ("cgroup.write", "cgroup.try")]
+    return encode_ops(limits)
 
 
 def _watch(found: list[Group]) -> list[Op]:

@@ -46,6 +46,25 @@ int vmm_launch_kill_all(struct vmm_launcher *launcher, int signal);
 /* Whether an OOM kill happened since the last vmm_launch(). */
 bool vmm_launch_oom(const struct vmm_launcher *launcher);
 
+/* Freeze or thaw every process of the workload (`cgroup.freeze`). */
+int vmm_launch_freeze(struct vmm_launcher *launcher, bool frozen, struct vmm_error *e);
+
+/* Numbers of STATS (native/PROTOCOL.md, "Statistics"): how many were filled in. */
+struct vmm_stat {
+    const char *name;
+    int64_t value;
+};
+enum { VMM_STATS_MAX = 24 };
+size_t vmm_launch_stats(const struct vmm_launcher *launcher, struct vmm_stat out[VMM_STATS_MAX]);
+
+/* Each process of the workload as a line of TOP, without its newline; `line` returns non-zero to stop. */
+int vmm_launch_top(const struct vmm_launcher *launcher,
+                   int (*line)(void *context, const char *text, size_t size), void *context);
+
+/* Carry out `cgroup.write` and `cgroup.try` operations on the running workload; others are refused. */
+int vmm_launch_update(struct vmm_launcher *launcher, const struct vmm_records *ops,
+                      struct vmm_error *e);
+
 /* After the end: kill stragglers, remove the cgroups (bounded wait), drop the network namespace. */
 void vmm_launcher_free(struct vmm_launcher *launcher);
 

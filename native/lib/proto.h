@@ -25,11 +25,21 @@ enum vmm_frame_type {
     VMM_EXEC = 18,
     VMM_EXEC_SIGNAL = 19,
     VMM_DETACH = 20,
+    VMM_PAUSE = 21,
+    VMM_UNPAUSE = 22,
+    VMM_STATS = 23,
+    VMM_TOP = 24,
+    VMM_UPDATE = 25,
+    VMM_FILE = 26,
     VMM_STDIN = 30,
     VMM_STDOUT = 31,
     VMM_STDERR = 32,
     VMM_EXIT = 33,
     VMM_EXEC_ATTACH = 34,
+    VMM_LISTING = 35,
+    VMM_LAUNCH = 40,
+    VMM_CREDIT = 41,
+    VMM_SHUTDOWN = 42,
 };
 
 struct vmm_frame {

@@ -17,13 +17,14 @@ ALLOWED = {
     "storage": {"model", "ports", "storage"},
     "image": {"model", "ports", "image", "storage"},
     "network": {"model", "ports", "network"},
+    "guest": {"model", "ports", "guest", "storage"},
     "control": {"model", "ports", "control"},
     "dockerfile": {"model", "dockerfile"},
     "settings": {"model", "ports"},
     "backends": {"", "model", "ports", "backends"},
     "engine": {
-        "", "model", "ports", "state", "storage", "image", "network", "control", "dockerfile",
-        "settings", "backends", "engine",
+        "", "model", "ports", "state", "storage", "image", "network", "guest", "control",
+        "dockerfile", "settings", "backends", "engine",
     },
     "cli": {"", "model", "ports", "control", "settings", "engine", "cli"},
 }  # fmt: skip

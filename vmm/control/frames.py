@@ -23,11 +23,18 @@ RESIZE = 17
 EXEC = 18
 EXEC_SIGNAL = 19
 DETACH = 20
+PAUSE = 21
+UNPAUSE = 22
+STATS = 23
+TOP = 24
+UPDATE = 25
+FILE = 26
 STDIN = 30
 STDOUT = 31
 STDERR = 32
 EXIT = 33
 EXEC_ATTACH = 34
+LISTING = 35
 
 #: u32 length, u16 channel, u8 type, u8 flags; little-endian.
 HEADER = Struct("<IHBB")

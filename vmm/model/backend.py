@@ -27,6 +27,23 @@ class CgroupHierarchy(msgspec.Struct, frozen=True, kw_only=True):
     own: str = "/"
 
 
+class Hypervisor(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs virtual machines here, as libvirt tells (virConnectGetDomainCapabilities)."""
+
+    uri: str
+    #: "kvm" or "tcg".
+    accelerator: str
+    emulator: str
+    #: Canonical machine type, versioned ("pc-q35-7.2").
+    machine: str
+    #: Whom QEMU runs as; what it is to read belongs to that group, what it writes to that user.
+    uid: int = 0
+    gid: int = 0
+    virtiofsd: str = ""
+    #: libvirt's version, as 9.0.0 → 9_000_000.
+    version: int = 0
+
+
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the host, gathered once; compile() sees nothing else of it."""
 
@@ -53,13 +70,18 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     device_programs: bool = False
     #: Why not, when they were asked for.
     device_programs_reason: str = ""
+    #: Bytes of memory.
+    memory: int = 0
+    #: For backends that run guests.
+    hypervisor: Hypervisor | None = None
 
 
 class RootLayout(msgspec.Struct, frozen=True, kw_only=True):
     """A copy-on-write root as the storage driver prepared it.
 
     For ``overlay``: ``lowers`` are paths relative to ``layers_dir``, topmost first;
-    for ``directory`` (an external root) only ``path`` is set.
+    for ``directory`` (an external root) only ``path`` is set.  For ``disk`` (a guest's root)
+    ``path`` is the read-only disk image of all ``lowers``, ``disk`` the writable one.
     """
 
     driver: str
@@ -68,6 +90,12 @@ class RootLayout(msgspec.Struct, frozen=True, kw_only=True):
     upper: str = ""
     work: str = ""
     path: str = ""
+    disk: str = ""
+    #: File system type of ``path``: "erofs" or "ext4".
+    filesystem: str = ""
+    #: What a guest boots: kernel image and initramfs.
+    kernel: str = ""
+    initrd: str = ""
     #: Skip syncing (overlayfs ``volatile``): the workload goes away with its process.
     volatile: bool = False
 
@@ -169,10 +197,26 @@ class ExecInput(msgspec.Struct, frozen=True, kw_only=True):
     privileged: bool = False
 
 
+class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What of the instance a backend is made with."""
+
+    #: Name of the instance in the kernel and at hypervisors ("vmm" or "vmm-<instance>").
+    mark: str = "vmm"
+    libvirt_uri: str = "qemu:///system"
+    #: The instance's directory for what can be made again.
+    cache: str = ""
+
+
 class Backend(Protocol):
     """A kind of workload. compile() and compile_exec() are pure."""
 
     name: str
+    #: What its roots are made of: "overlay" or "disk" (RootLayout.driver).
+    storage: str
+    #: The workload sees the generated files (/etc/hosts …) themselves, not a copy.
+    shares_files: bool
+    #: Runs on when its shim is lost, and can be given a new one.
+    outlives_shim: bool
 
     def probe(self) -> list[Capability]:
         """What this host allows; the first entry is the backend itself."""
@@ -198,6 +242,33 @@ class Backend(Protocol):
         """The compiled seccomp filter of ``spec``, from the cache directory if it is there."""
         ...
 
+    def record(self, given: CompileInput, plan: LaunchPlan) -> None:
+        """Keep the definition and the spec with the platform, if it has a place for them
+        (libvirt's persistent domain and its metadata); idempotent."""
+        ...
+
+    def prepare(self, given: CompileInput, plan: LaunchPlan) -> None:
+        """Make on the host what the plan needs, just before its shim starts; idempotent, taken
+        back by cleanup()."""
+        ...
+
+    def alive(self, given: CompileInput) -> bool:
+        """Whether the workload itself runs, whatever became of its shim."""
+        ...
+
     def cleanup(self, given: CompileInput) -> None:
         """Remove what a dead workload left in the kernel (cgroups, processes); idempotent."""
+        ...
+
+    def forget(self, given: CompileInput) -> None:
+        """Remove what record() kept; idempotent."""
+        ...
+
+    def known(self) -> list[WorkloadSpec]:
+        """The instance's workloads that the platform itself keeps (record())."""
+        ...
+
+    def update(self, given: CompileInput, running: bool) -> bytes:
+        """``given`` has changed limits: apply what the platform does, and return the operations
+        (encoded, section ``host``) that the shim is to carry out."""
         ...

@@ -37,6 +37,8 @@ class LaunchPlan(NamedTuple):
     shim: tuple[Op, ...]
     host: tuple[Op, ...]
     child: tuple[Op, ...]
+    #: Further artefacts by file name, kept beside the plan (a guest's ``domain.xml``).
+    documents: tuple[tuple[str, str], ...] = ()
 
     def sections(self) -> tuple[tuple[str, tuple[Op, ...]], ...]:
         return (("shim", self.shim), ("host", self.host), ("child", self.child))
@@ -55,6 +57,8 @@ class LaunchPlan(NamedTuple):
         for section, ops in self.sections():
             lines.append(f"[{section}]")
             lines.extend(str(o) for o in ops)
+        for name, text in self.documents:
+            lines += [f"[{name}]", text.rstrip("\n")]
         return "\n".join(lines) + "\n"
 
 

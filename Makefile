@@ -7,9 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*/*.[ch] native/build.py native/flags.txt) setup.py pyproject.toml
 PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
-TEST_PACKAGES := libcap2-bin make user-mode-linux strace util-linux procps wget zstd netbase
+# What virtual machines need: the hypervisor, libvirt, and what makes their disks.
+GUEST_PACKAGES := qemu-system-x86 qemu-system-common libvirt-daemon-system libvirt-clients libvirt-dev pkg-config erofs-utils e2fsprogs
+TEST_PACKAGES := $(GUEST_PACKAGES) libcap2-bin make user-mode-linux strace util-linux procps wget zstd netbase libxml2-utils
 
-.PHONY: demo test unit integration lint bench clean packages test-packages asan fuzz
+.PHONY: demo test unit integration behaviour lint bench clean packages test-packages asan fuzz
 
 demo: $(VENV)/.installed
 	@configs/demo/run.sh "$(CURDIR)/$(BIN)/vmm"
@@ -18,7 +20,7 @@ test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -q tests
 
-unit integration: $(VENV)/.dev
+unit integration behaviour: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q tests/$@
 
 lint: $(VENV)/.dev
@@ -47,7 +49,7 @@ $(VENV)/.installed: $(NATIVE) | packages
 
 $(VENV)/.dev: $(VENV)/.installed | test-packages
 	@echo "installing the development tools into .venv"
-	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev,libvirt]'
 	@touch $@
 
 clean:

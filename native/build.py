@@ -20,6 +20,10 @@ int vmm_bpf(int command, void *attributes, unsigned size);
 int vmm_setns(int fd, int kinds);
 int vmm_overlay_tree(const char *layers, const char *options, int readonly);
 int vmm_tree(int dirfd, const char *path, int recursive);
+int vmm_tree_private(int tree, int readonly);
+int vmm_tree_attach(int tree, const char *path);
+int vmm_mount(const char *type, const char *target, unsigned long flags, const char *data);
+int vmm_unmount(const char *target);
 """
 
 SECCOMP = """

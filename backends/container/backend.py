@@ -21,6 +21,7 @@ class ContainerBackend:
     storage = "overlay"
     shares_files = True
     outlives_shim = False
+    keeps_spec = False
 
     def __init__(self, options: BackendOptions | None = None) -> None:
         self.options = options or BackendOptions()
@@ -36,7 +37,7 @@ class ContainerBackend:
         return gather()
 
     def check(self, spec: WorkloadSpec, facts: HostFacts) -> None:
-        from vmm.backends.linux.check import check
+        from vmm.backends.container.check import check
 
         check(spec, facts)
 
@@ -61,6 +62,20 @@ class ContainerBackend:
         from vmm.backends.linux.plan import compile_exec
 
         return compile_exec(given, request)
+
+    def compile_archive(
+        self, given: CompileInput, direction: str, path: str, follow: bool
+    ) -> bytes:
+        from vmm.backends.linux.plan import compile_archive
+
+        return compile_archive(given, direction, path, follow)
+
+    def archive_plan(
+        self, given: CompileInput, direction: str, path: str, follow: bool
+    ) -> LaunchPlan:
+        from vmm.backends.linux.plan import archive_plan
+
+        return archive_plan(given, direction, path, follow)
 
     def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
         from vmm.backends.linux.seccomp import compiled

@@ -17,7 +17,8 @@ _PAUSE = 0.005
 def cleanup(given: CompileInput) -> None:
     """Kill and remove in every hierarchy; nothing left is no error. HostError if some stay."""
     left = []
-    for hierarchy in given.host.cgroups:
+    # The freezer comes first: frozen processes take no signal in the other hierarchies either.
+    for hierarchy in sorted(given.host.cgroups, key=lambda h: "freezer" not in h.controllers):
         parent = f"{hierarchy.mountpoint}/{given.cgroup_parent}"
         directory = f"{parent}/{given.spec.id}"
         if not os.path.isdir(directory):

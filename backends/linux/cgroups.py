@@ -24,7 +24,7 @@ CPU_QUOTA_MIN = 1_000
 
 _ALWAYS = ("memory", "pids", "cpuacct", "freezer")
 #: On cgroup2 every group accounts CPU time and can be frozen and killed.
-_USED_V2 = ("memory", "pids", "cpu", "cpuset")
+_USED_V2 = ("memory", "pids", "cpu", "cpuset", "io")
 
 
 class Group(NamedTuple):
@@ -83,14 +83,34 @@ def operations(given: CompileInput) -> list[Op]:
         else:
             ops += _make_v2(group, given)
     ops += [op("cgroup.join", group.directory) for group in found]
+    ops += _later(found, given)
     ops += _watch(found)
     return ops
 
 
+#: Controllers without which a workload starts sooner, and that an update may need.
+_LATER = frozenset(("cpu", "cpuset"))
+
+
+def _later(found: list[Group], given: CompileInput) -> list[Op]:
+    """Groups of v1 that are made once a limit is set while the workload runs."""
+    taken = {group.hierarchy.mountpoint for group in found}
+    free = [h for h in given.host.cgroups if h.version == 1 and h.mountpoint not in taken]
+    late = [h.mountpoint for h in free if _LATER & set(h.controllers)]
+    return [
+        op("cgroup.later", f"{mountpoint}/{given.cgroup_parent}/{given.spec.id}")
+        for mountpoint in late
+    ]
+
+
+#: Written once, when the groups are made; to write the device list again would empty it first.
+_ONCE = ("/devices.allow", "/devices.deny", "/cgroup.subtree_control")
+
+
 def update(given: CompileInput) -> bytes:
     """The limits of a running workload written again, as operations for its shim."""
-    limits = [o for o in operations(given) if o.name in ("cgroup.write", "cgroup.try")]
-    return encode_ops(limits)
+    writes = [o for o in operations(given) if o.name in ("cgroup.write", "cgroup.try")]
+    return encode_ops(o for o in writes if not str(o.args[0]).endswith(_ONCE))
 
 
 def _watch(found: list[Group]) -> list[Op]:
@@ -103,6 +123,42 @@ def _watch(found: list[Group]) -> list[Op]:
     if found:
         by_use = sorted(found, key=lambda group: "freezer" not in group.controllers)
         ops.append(op("cgroup.kill", by_use[0].directory))
+    return ops + _freezer(found) + _statistics(found)
+
+
+def _freezer(found: list[Group]) -> list[Op]:
+    """How to hold all the processes still: v1's own hierarchy, or any group of v2."""
+    for group in found:
+        if "freezer" in group.controllers:
+            return [op("cgroup.freeze", f"{group.directory}/freezer.state", "FROZEN", "THAWED")]
+    for group in found:
+        if group.hierarchy.version == 2:
+            return [op("cgroup.freeze", f"{group.directory}/cgroup.freeze", "1", "0")]
+    return []
+
+
+#: Where the numbers of `vmm stats` are, by version and controller.
+_STATISTICS = {
+    (1, "cpuacct"): ("cpuacct", "cpuacct.usage"),
+    (1, "memory"): ("memory1", "memory.usage_in_bytes", "memory.limit_in_bytes", "memory.stat"),
+    (2, "memory"): ("memory2", "memory.current", "memory.max", "memory.stat"),
+    (1, "pids"): ("pids", "pids.current", "pids.max"),
+    (2, "pids"): ("pids", "pids.current", "pids.max"),
+    (1, "blkio"): ("blkio", "blkio.throttle.io_service_bytes"),
+    (2, "io"): ("io", "io.stat"),
+}
+
+
+def _statistics(found: list[Group]) -> list[Op]:
+    ops = []
+    used = [(group, controller) for group in found for controller in group.controllers]
+    for group, controller in used:
+        if files := _STATISTICS.get((group.hierarchy.version, controller)):
+            ops.append(op("stats", files[0], *(f"{group.directory}/{f}" for f in files[1:])))
+    if not any(controller == "cpuacct" for _, controller in used):
+        # On cgroup2 every group counts its CPU time, whatever controllers it has.
+        v2 = [group for group in found if group.hierarchy.version == 2]
+        ops += [op("stats", "cpu", f"{group.directory}/cpu.stat") for group in v2[:1]]
     return ops
 
 

@@ -1,18 +1,17 @@
-"""Options that this backend or this host cannot honour are errors, never dropped."""
+"""What any Linux kernel, the host's or a guest's, can honour of a spec; the rest is an error, never
+dropped. What is of one backend alone is in its own package."""
 
 from __future__ import annotations
 
 import re
 
-from vmm.backends.linux import capabilities, cgroups, limits, mounts, tmpfs
+from vmm.backends.linux import capabilities, limits, mounts, tmpfs
 from vmm.backends.linux.mountinfo import parse_cpu_list
 from vmm.model import signals
 from vmm.model.backend import HostFacts
 from vmm.model.errors import Unsupported, UsageError
-from vmm.model.spec import Resources, Security, WorkloadSpec
+from vmm.model.spec import WorkloadSpec
 
-#: Below this not even a shell starts (Docker's minimum).
-MEMORY_MIN = 6 << 20
 PROPAGATIONS = frozenset(("private", "rprivate", "shared", "rshared", "slave", "rslave"))
 
 #: Sysctls of the IPC namespace (ipc_namespaces(7), mq_overview(7)).
@@ -32,48 +31,30 @@ _IPC_SYSCTLS = frozenset(
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+\Z")
 
 
-def check(spec: WorkloadSpec, facts: HostFacts) -> None:
-    """Raise Unsupported, or UsageError for a value that no host could honour."""
-    _platform(spec, facts)
-    _resources(spec.resources, facts)
-    _controllers(spec, facts)
-    _devices(spec, facts)
-    _capabilities(spec.security, facts)
+def check(spec: WorkloadSpec, facts: HostFacts, *, own_kernel: bool = False) -> None:
+    """Raise Unsupported, or UsageError for a value that no host could honour.
+
+    ``facts`` are those of the kernel that runs it; ``own_kernel``: nothing else runs there.
+    """
+    _resources(spec, facts)
+    _capabilities(spec, facts)
     for ulimit in spec.resources.ulimits:
         limits.check(ulimit, facts)
     for key, value in spec.sysctls.items():
-        _sysctl(key, value, spec)
+        _sysctl(key, value, spec, own_kernel)
     _mounts(spec)
     signals.number(spec.stop_signal)
 
 
-def _platform(spec: WorkloadSpec, facts: HostFacts) -> None:
-    ours, theirs = (facts.os, facts.architecture), (spec.os, spec.architecture)
-    compatible = ours == theirs or (*ours, *theirs) == ("linux", "amd64", "linux", "386")
-    if not compatible:
-        raise Unsupported(
-            f"backend container: image {spec.image} is for {'/'.join(theirs)}, "
-            f"this host is {'/'.join(ours)}",
-            "containers share the host's kernel; use an image for this platform, "
-            "or a virtual machine (--backend vm)",
-        )
-
-
-def _resources(resources: Resources, facts: HostFacts) -> None:
+def _resources(spec: WorkloadSpec, facts: HostFacts) -> None:
+    resources = spec.resources
     memory, total = resources.memory, resources.memory_swap
-    if memory and memory < MEMORY_MIN:
-        raise UsageError(f"--memory {memory}: less than the minimum of {MEMORY_MIN} bytes (6 MiB)")
     if total and not memory:
         raise UsageError("--memory-swap without --memory", "give --memory as well")
     if total and memory and 0 < total < memory:
         raise UsageError(
             f"--memory-swap {total} is smaller than --memory {memory}",
             "it is the sum of memory and swap; -1 is unlimited swap",
-        )
-    if total and not facts.swap_limit:
-        raise Unsupported(
-            "--memory-swap: backend container: this kernel does not limit swap",
-            "boot it with swapaccount=1, or leave the option out",
         )
     shares = resources.cpu_shares
     if shares and not 2 <= shares <= 262_144:
@@ -85,26 +66,8 @@ def _resources(resources: Resources, facts: HostFacts) -> None:
         )
 
 
-_REMEDY = {
-    "memory": "boot with cgroup_enable=memory, or leave the option out",
-    "cpuset": "mount or enable the cpuset controller, or leave the option out",
-}
-
-
-def _controllers(spec: WorkloadSpec, facts: HostFacts) -> None:
-    available = {name for group in facts.cgroups for name in group.controllers}
-    for controller, option in cgroups.needed(spec.resources, spec.security).items():
-        if controller not in available:
-            raise Unsupported(
-                f"{option}: backend container: this host has no writable cgroup "
-                f"controller {controller!r}",
-                _REMEDY.get(controller, "enable it (cgroups(7)), or leave the option out"),
-            )
-    if spec.resources.cpuset_cpus:
-        _cpuset(spec.resources.cpuset_cpus, facts.cpuset_cpus)
-
-
-def _cpuset(asked: str, available: str) -> None:
+def cpuset(asked: str, available: str) -> None:
+    """Raise unless ``asked`` is a list of CPUs among those ``available`` ("" is not known)."""
     try:
         wanted = parse_cpu_list(asked)
     except ValueError:
@@ -117,43 +80,30 @@ def _cpuset(asked: str, available: str) -> None:
         )
 
 
-def _devices(spec: WorkloadSpec, facts: HostFacts) -> None:
-    """Without a device list nothing but the absence of nodes keeps devices away."""
-    if spec.security.privileged or capabilities.limits_devices(facts):
-        return
-    asked = [f"--device {device.host_path}" for device in spec.resources.devices]
-    if capabilities.parse(spec.security.cap_add, "--cap-add")[1] & capabilities.BIT["MKNOD"]:
-        asked.append("--cap-add MKNOD")
-    if asked:
-        reason = facts.device_programs_reason or "no device programs on cgroup2"
-        raise Unsupported(
-            f"{asked[0]}: backend container: this host has no control over devices: "
-            f"no devices controller of cgroup v1, and {reason}",
-            "use a host that has, or --privileged, which gives all devices",
-        )
-
-
-def _capabilities(security: Security, facts: HostFacts) -> None:
+def _capabilities(spec: WorkloadSpec, facts: HostFacts) -> None:
+    security = spec.security
     _, added = capabilities.parse(security.cap_add, "--cap-add")
     capabilities.parse(security.cap_drop, "--cap-drop")
     missing = capabilities.names_of(added & ~facts.cap_bounding)
     if missing and not security.privileged:
         raise Unsupported(
-            f"--cap-add {missing[0]}: backend container: not in the bounding set of this host",
+            f"--cap-add {missing[0]}: backend {spec.backend}: not in the bounding set of this host",
             "vmm itself runs without that capability and cannot give it",
         )
 
 
-def _sysctl(key: str, value: str, spec: WorkloadSpec) -> None:
+def _sysctl(key: str, value: str, spec: WorkloadSpec, own_kernel: bool) -> None:
     name = key.replace("/", ".") if "." not in key else key
     if not _SYSCTL.match(key) or "\0" in value or "\n" in value:
         raise UsageError(f"--sysctl {key}={value!r:.40}: not a sysctl", "write net.core.somaxconn")
-    if name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
+    if own_kernel or name in _IPC_SYSCTLS or name.startswith("fs.mqueue."):
         return
     if not name.startswith("net."):
         raise Unsupported(
-            f"--sysctl {key}: backend container: it belongs to the whole host, not to a namespace",
-            "only net.*, fs.mqueue.* and kernel.{shm*,msg*,sem} can be set for a workload",
+            f"--sysctl {key}: backend {spec.backend}: it belongs to the whole host, not to a "
+            "namespace",
+            "only net.*, fs.mqueue.* and kernel.{shm*,msg*,sem} can be set for a workload; "
+            "a virtual machine has all of them (--backend vm)",
         )
     if spec.network.mode == "host":
         raise Unsupported(
@@ -172,7 +122,7 @@ def _mounts(spec: WorkloadSpec) -> None:
             )
         if target == "/proc" or target.startswith("/proc/"):
             raise Unsupported(
-                f"mount target {mount.target}: backend container keeps /proc to itself",
+                f"mount target {mount.target}: backend {spec.backend} keeps /proc to itself",
                 "mount it elsewhere",
             )
         if target in seen:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from vmm.backends.linux import cgroups, mounts, process
+from vmm.backends.linux import capabilities, cgroups, mounts, process
 from vmm.model import signals
 from vmm.model.backend import CompileInput, ExecInput
 from vmm.model.errors import UsageError
 from vmm.model.launch import LaunchPlan, Op, encode_ops, op
+from vmm.model.spec import Security
 
 #: The workload's end of its network link.
 INTERFACE = "eth0"
@@ -34,6 +35,34 @@ def compile_exec(given: CompileInput, request: ExecInput) -> bytes:
             op("exec", *request.argv),
         ]
     )
+
+
+def compile_archive(given: CompileInput, direction: str, path: str, follow: bool) -> bytes:
+    """A process that copies files out of ("get") or into ("put") a running workload."""
+    return encode_ops(_archive(given, direction, path, follow))
+
+
+def archive_plan(given: CompileInput, direction: str, path: str, follow: bool) -> LaunchPlan:
+    """The same in the root and the mounts of a workload that does not run."""
+    child = [*_surroundings(given), *_archive(given, direction, path, follow)]
+    return LaunchPlan(tuple(_shim(given)), tuple(_host(given)), tuple(child))
+
+
+def _archive(given: CompileInput, direction: str, path: str, follow: bool) -> list[Op]:
+    """As root with the capabilities that any workload has, and nothing of the image's running.
+
+    Paths keep a slash at their end, which only a directory bears.
+    """
+    sets = capabilities.sets_for(Security(), given.host, 0)
+    last = op("archive.get", path, int(follow)) if direction == "get" else op("archive.put", path)
+    return [
+        op("umask", "0022"),
+        op("cwd", "/", "must"),
+        op("groups"),
+        op("user", 0, 0),
+        op("caps", *sets.hexadecimal()),
+        last,
+    ]
 
 
 def _need_command(argv: tuple[str, ...]) -> None:
@@ -110,6 +139,7 @@ def _network(given: CompileInput) -> list[Op]:
         op("net.address", INTERFACE, f"{end.address}/{end.prefix}"),
         op("net.up", INTERFACE),
         *([op("net.route", end.gateway)] if end.gateway else []),
+        op("stats", "net", end.link),
     ]
 
 
@@ -120,19 +150,26 @@ def _child(given: CompileInput) -> list[Op]:
     env = process.environment(spec, given.user, spec.process.tty)
     cwd = op("cwd", mounts.normal(spec.process.cwd or "/"), "create")
     ops = [
-        *mounts.root(given),
-        *mounts.operations(given),
-        *_sysctls(given),
-        *mounts.restrictions(given),
-        op("root.pivot"),
-        *([op("root.readonly")] if spec.security.read_only_root else []),
-        *_names(given),
+        *_surroundings(given),
         *process.prepare(given, env, cwd),
         *process.confine(given, given.user, spec.security),
     ]
     if spec.init:
         ops.append(op("init", f"{given.paths.libexec}/vmm-init"))
     return [*ops, op("exec", *spec.process.argv)]
+
+
+def _surroundings(given: CompileInput) -> list[Op]:
+    """The file systems, the kernel's switches, the names."""
+    return [
+        *mounts.root(given),
+        *mounts.operations(given),
+        *_sysctls(given),
+        *mounts.restrictions(given),
+        op("root.pivot"),
+        *([op("root.readonly")] if given.spec.security.read_only_root else []),
+        *_names(given),
+    ]
 
 
 def _names(given: CompileInput) -> list[Op]:

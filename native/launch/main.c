@@ -1,9 +1,11 @@
 /* vmm-launch: carries out a launch plan in the foreground, for tests and for looking into plans.
  *
- * vmm-launch [-n TIMES] [-e OPERATIONS] PLAN
+ * vmm-launch [-n TIMES] [-e OPERATIONS] [-t] [-c] PLAN
  *   -n  launch so many times in a row from one launcher (as a restart does)
  *   -e  run these child operations in the running workload, then kill it; the exit code is theirs
  *   -t  with a terminal, whose output goes to standard output
+ *   -c  commands to the running workload come from standard input: freeze, thaw, stats, top, kill SIGNAL,
+ *       update OPERATIONS; at the end it is killed
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,11 +18,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "launch.h"
+#include "commands.h"
 
 struct options {
     int times;
-    bool tty;
+    bool tty, commands;
     const char *operations, *plan;
 };
 
@@ -71,17 +73,6 @@ static int finish(pid_t pid, struct vmm_stdio *io, int *pidfd) {
     return wait_for(pid);
 }
 
-static int read_operations(const char *path, struct vmm_records *out, struct vmm_error *e) {
-    struct stat st;
-    VMM_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return vmm_fail(e, 125, errno, "%s", path);
-    VMM_FREE char *data = malloc((size_t)st.st_size + 1);
-    if (!data || read(fd, data, (size_t)st.st_size) != st.st_size)
-        return vmm_fail(e, 125, EIO, "%s", path);
-    return vmm_records_decode(data, (size_t)st.st_size, out, e);
-}
-
 static int run_inside(struct vmm_launcher *launcher, const struct options *o, struct vmm_error *e) {
     struct vmm_records operations;
     struct vmm_stdio io = standard(o->tty);
@@ -100,19 +91,25 @@ static int run_once(struct vmm_launcher *launcher, const struct options *o) {
     struct vmm_stdio io = standard(o->tty && !o->operations);
     pid_t pid;
     int pidfd;
+    int code = 0;
+    if (o->commands)
+        io.fd[0] = -1;
     if (vmm_launch(launcher, &io, &pid, &pidfd, &e) < 0)
         return report(&e);
-    if (!o->operations)
+    if (!o->operations && !o->commands)
         return finish(pid, &io, &pidfd);
-    int code = run_inside(launcher, o, &e);
+    if (o->commands)
+        run_commands(launcher);
+    else
+        code = run_inside(launcher, o, &e);
     vmm_launch_kill_all(launcher, SIGKILL);
-    finish(pid, &io, &pidfd);
-    return code;
+    int ended = finish(pid, &io, &pidfd);
+    return o->commands ? ended : code;
 }
 
 static int parse(int argc, char **argv, struct options *o) {
     *o = (struct options){.times = 1};
-    for (int c; (c = getopt(argc, argv, "n:e:t")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "n:e:tc")) != -1;) {
         if (c == '?')
             return -1;
         if (c == 'n')
@@ -121,6 +118,8 @@ static int parse(int argc, char **argv, struct options *o) {
             o->operations = optarg;
         if (c == 't')
             o->tty = true;
+        if (c == 'c')
+            o->commands = true;
     }
     o->plan = argv[optind];
     return o->plan && !argv[optind + 1] ? 0 : -1;
@@ -138,7 +137,7 @@ int main(int argc, char **argv) {
         return report(&e);
     }
     if (parse(argc, argv, &o) < 0) {
-        fputs("usage: vmm-launch [-n TIMES] [-e OPERATIONS] [-t] PLAN\n", stderr);
+        fputs("usage: vmm-launch [-n TIMES] [-e OPERATIONS] [-t] [-c] PLAN\n", stderr);
         return 125;
     }
     if (vmm_plan_read(o.plan, &plan, &e) < 0)

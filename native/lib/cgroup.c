@@ -65,13 +65,18 @@ static int make_group(char *path) {
     return made < 0 ? -1 : make_one(path);
 }
 
+int vmm_cgroup_make(const char *group) {
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s", group) < (int)sizeof path)
+        return make_group(path);
+    errno = ENAMETOOLONG;
+    return -1;
+}
+
 static int run_one(const struct vmm_record *r, struct vmm_error *e) {
     const char *name = r->argv[0];
     if (!strcmp(name, "cgroup.make")) {
-        char path[PATH_MAX];
-        if (snprintf(path, sizeof path, "%s", r->argv[1]) >= (int)sizeof path)
-            errno = ENAMETOOLONG;
-        else if (make_group(path) == 0)
+        if (vmm_cgroup_make(r->argv[1]) == 0)
             return 0;
         vmm_step(e, r);
         return vmm_fail(e, 125, errno, "cannot make the cgroup %.300s", r->argv[1]);
@@ -99,8 +104,8 @@ int vmm_cgroup_setup(const struct vmm_host *host, struct vmm_error *e) {
     return failed;
 }
 
-/* Number of the process of a pidfd (proc_pid_fdinfo(5)); 0: it ended. */
-static long pid_of(int pidfd) {
+/* proc_pid_fdinfo(5) */
+long vmm_pid_of(int pidfd) {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
     if (vmm_read_file(AT_FDCWD, path, text, sizeof text) < 0)
@@ -114,7 +119,7 @@ static long pid_of(int pidfd) {
  * so that its place in the path tells, wherever the hierarchy is mounted. */
 static int group_below(const char *group, int target, char *out, size_t size) {
     char path[64], text[PATH_MAX];
-    long pid = pid_of(target);
+    long pid = vmm_pid_of(target);
     const char *name = strrchr(group, '/');
     snprintf(path, sizeof path, "/proc/%ld/cgroup", pid);
     if (!pid || !name || vmm_read_file(AT_FDCWD, path, text, sizeof text) < 0)

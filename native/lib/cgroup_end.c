@@ -15,8 +15,7 @@
 
 #define REMOVE_MS 2000
 
-/* Processes of `directory` as allocated text; NULL with errno. */
-static char *read_procs(const char *directory) {
+char *vmm_cgroup_procs(const char *directory) {
     char path[PATH_MAX];
     size_t size = 4096;
     snprintf(path, sizeof path, "%s/cgroup.procs", directory);
@@ -46,14 +45,14 @@ static void signal_member(const char *directory, long pid, int signal) {
     VMM_CLOSE int fd = sys_pidfd_open((pid_t)pid);
     if (fd < 0)
         return;
-    VMM_FREE char *now = read_procs(directory);
+    VMM_FREE char *now = vmm_cgroup_procs(directory);
     if (now && lists(now, pid))
         sys_pidfd_signal(fd, signal);
 }
 
 int vmm_cgroup_signal(const char *directory, int signal) {
     char path[PATH_MAX];
-    VMM_FREE char *text = read_procs(directory);
+    VMM_FREE char *text = vmm_cgroup_procs(directory);
     int count = 0;
     if (!text)
         return -1;
@@ -120,12 +119,13 @@ static void thaw(const char *group) {
 }
 
 /* Remove `path`, killing what is in it; `waited` is shared by all groups of a workload. */
-static void remove_group(const char *path, long *waited) {
+static void remove_group(const struct vmm_host *host, const char *path, long *waited) {
     for (long pause = 1; rmdir(path) < 0 && errno == EBUSY; pause = pause < 16 ? pause * 2 : 16) {
         if (*waited >= REMOVE_MS)
             return;
         vmm_cgroup_signal(path, SIGKILL);
         thaw(path);
+        vmm_cgroup_thaw(host);
         remove_children(path, 0);
         sleep_ms(pause);
         *waited += pause;
@@ -144,12 +144,15 @@ static void remove_parent(const char *path) {
     }
 }
 
+static bool is_made(const struct vmm_record *r) {
+    return !strcmp(r->argv[0], "cgroup.make") || !strcmp(r->argv[0], "cgroup.later");
+}
+
 static bool is_shared(const struct vmm_host *host, const char *path) {
     size_t size = strlen(path);
     for (size_t i = 0; i < host->plan->host_count; i++) {
         const struct vmm_record *r = &host->plan->host[i];
-        if (!strcmp(r->argv[0], "cgroup.make") && !strncmp(r->argv[1], path, size) &&
-            r->argv[1][size] == '/')
+        if (is_made(r) && !strncmp(r->argv[1], path, size) && r->argv[1][size] == '/')
             return true;
     }
     return false;
@@ -159,13 +162,13 @@ void vmm_cgroup_remove(const struct vmm_host *host) {
     long waited = 0;
     for (size_t i = host->plan->host_count; i-- > 0;) {
         const struct vmm_record *r = &host->plan->host[i];
-        if (strcmp(r->argv[0], "cgroup.make") != 0)
+        if (!is_made(r))
             continue;
         if (is_shared(host, r->argv[1])) { /* a parent of another one: perhaps of other workloads too */
             rmdir(r->argv[1]);
             continue;
         }
-        remove_group(r->argv[1], &waited);
+        remove_group(host, r->argv[1], &waited);
         remove_parent(r->argv[1]);
     }
 }

@@ -104,6 +104,7 @@ static const struct vmm_op child_ops[] = {
     {"dev.node", 7, 7, note_nothing, vmm_make_node},
     {"dev.console", 0, 0, note_nothing, vmm_tty_console},
     {"symlink", 2, 2, note_nothing, vmm_make_symlink},
+    {"file.write", 3, 3, note_nothing, vmm_make_file},
     {"hostname", 1, 1, note_nothing, vmm_set_hostname},
     {"domainname", 1, 1, note_nothing, vmm_set_domainname},
     {"sysctl", 2, 2, note_nothing, vmm_set_sysctl},
@@ -118,6 +119,8 @@ static const struct vmm_op child_ops[] = {
     {"env", 0, 4095, note_env, note_nothing},
     {"init", 1, 1, vmm_note_init, note_nothing},
     {"exec", 1, 4095, note_exec, note_nothing},
+    {"archive.get", 2, 2, vmm_note_archive, note_nothing},
+    {"archive.put", 1, 1, vmm_note_archive, note_nothing},
 };
 
 static int note_all(struct vmm_child *child, struct vmm_error *e) {
@@ -131,8 +134,8 @@ static int note_all(struct vmm_child *child, struct vmm_error *e) {
         if (!op || op->note(child, r, e) < 0)
             return -1;
     }
-    if (!child->process.exec)
-        return vmm_fail(e, 125, 0, "the plan executes nothing");
+    if (!child->process.exec == !child->process.archive)
+        return vmm_fail(e, 125, 0, "the plan executes %s", child->process.exec ? "two things" : "nothing");
     return 0;
 }
 
@@ -211,12 +214,17 @@ static int prepare(struct vmm_child *child, struct vmm_error *e) {
     return child->root < 0 ? vmm_fail(e, 125, errno, "cannot open /") : 0;
 }
 
+static int become(struct vmm_child *child, struct vmm_error *e) {
+    if (child->process.archive)
+        return vmm_stdio_enter(child, e) < 0 ? -1 : vmm_archive_enter(child, e);
+    return vmm_process_find(child, e) < 0 || vmm_stdio_enter(child, e) < 0 ? -1 : vmm_process_enter(child, e);
+}
+
 _Noreturn void vmm_child_main(struct vmm_child *child) {
     struct vmm_error e = {0};
     /* Until execve(2) nobody inside may look into this process or open its /proc/PID/exe. */
     prctl(PR_SET_DUMPABLE, 0);
-    if (prepare(child, &e) == 0 && run_all(child, &e) == 0 && vmm_process_find(child, &e) == 0 &&
-        vmm_stdio_enter(child, &e) == 0)
-        vmm_process_enter(child, &e);
+    if (prepare(child, &e) == 0 && run_all(child, &e) == 0)
+        become(child, &e);
     vmm_child_fail(child->sock, &e);
 }

@@ -6,6 +6,7 @@
 
 #define VMM_MAX_JOINS 16
 #define VMM_MAX_RLIMITS 16
+#define VMM_MAX_STATS 16
 
 /* ---- common.c ---- */
 
@@ -49,6 +50,9 @@ struct vmm_host {
     const char *groups[VMM_MAX_JOINS]; /* cgroup.join */
     size_t group_count;
     const char *oom_file, *kill_group;
+    const struct vmm_record *freeze;                /* cgroup.freeze */
+    const struct vmm_record *stats[VMM_MAX_STATS];
+    size_t stat_count;
     int score;
 };
 
@@ -68,28 +72,45 @@ unsigned long vmm_ns_all(const struct vmm_host *host);
 
 /* ---- netlink.c ---- */
 
-/* Carry out the net.* operations of the host section; `net` is the workload's network namespace. */
+/* Carry out the net.* operations of the host section; `net` is the workload's network namespace, -1: ours. */
 int vmm_net_setup(const struct vmm_host *host, int net, struct vmm_error *e);
+/* Bytes that the link `name` of our own network namespace received and sent; -1 without such a link. */
+int vmm_net_counters(const char *name, uint64_t *received, uint64_t *sent);
 
 /* ---- cgroup.c ---- */
 
 int vmm_cgroup_setup(const struct vmm_host *host, struct vmm_error *e);
+/* Make a group and what it lacks above; one that is there is fine. -1 with errno. */
+int vmm_cgroup_make(const char *group);
 /* Enter every cgroup of v1, and of v2 too with `v2`; there beside the process `target` (a pidfd,
  * -1: none), which may have gone to a group of its own making below. */
 int vmm_cgroup_join(const struct vmm_host *host, bool v2, int target, struct vmm_error *e);
 /* Descriptor of the first v2 group to be joined (CLONE_INTO_CGROUP), -1: none. */
 int vmm_cgroup_v2(const struct vmm_host *host);
 uint64_t vmm_cgroup_oom(const struct vmm_host *host);
+/* Number of the process of a pidfd; 0: it ended. */
+long vmm_pid_of(int pidfd);
 bool vmm_cgroup_is_v2(const char *directory);
 
 /* ---- cgroup_end.c ---- */
 
 /* Signal all processes of the kill group; how many were there, or -1 with errno. */
 int vmm_cgroup_signal(const char *directory, int signal);
+/* cgroup.procs of `directory`, allocated; NULL with errno. */
+char *vmm_cgroup_procs(const char *directory);
 /* Take away what an earlier run made below the v2 groups, so that they can be entered again. */
 void vmm_cgroup_clear(const struct vmm_host *host);
 /* Kill what is left, then remove what cgroup.make made; waits 2 s at most. */
 void vmm_cgroup_remove(const struct vmm_host *host);
+
+/* ---- freeze.c, stats.c, top.c: the running workload, and noting their host operations ---- */
+
+int vmm_note_freeze(void *host, const struct vmm_record *record, struct vmm_error *e);
+int vmm_note_stats(void *host, const struct vmm_record *record, struct vmm_error *e);
+/* Let frozen processes go on; 0, or -1 with errno. */
+int vmm_cgroup_thaw(const struct vmm_host *host);
+/* `text` with what is not printable ASCII as `\xNN`, cut at `room`-1 bytes and terminated; its size. */
+size_t vmm_escape(char *out, size_t room, const char *text, size_t size);
 
 /* ---- devices.c ---- */
 
@@ -100,17 +121,25 @@ int vmm_devices_limit(const struct vmm_record *record, struct vmm_error *e);
 
 /* openat2(2) confined to `root`; no magic links. `flags` as open(2)'s. */
 int vmm_root_open(int root, const char *path, uint64_t flags, uint64_t resolve);
-enum vmm_kind { VMM_DIRECTORY, VMM_FILE };
+enum vmm_kind { VMM_DIRECTORY, VMM_REGULAR };
 /* O_PATH descriptor of `path`; what is missing is made (0755, 0644), through dangling symlinks too. */
 int vmm_root_make(int root, const char *path, enum vmm_kind kind, struct vmm_error *e);
 /* Split into the opened parent (made if missing) and the last name (in `name`, NAME_MAX+1 bytes). */
 int vmm_root_parent(int root, const char *path, char *name, struct vmm_error *e);
+
+/* ---- files.c ---- */
+
+/* Replace the content of the regular file `path` below `root`, made if missing; links are followed inside.
+ * `mode` -1: left as it is. */
+int vmm_root_write(int root, const char *path, int mode, const void *content, size_t size,
+                   struct vmm_error *e);
 
 /* ---- process.c ---- */
 
 /* What the process is to be, applied after everything else in an order of its own. */
 struct vmm_process {
     const struct vmm_record *groups, *user, *caps, *seccomp, *exec, *umask;
+    const struct vmm_record *archive; /* in place of `exec` */
     const struct vmm_record *rlimit[VMM_MAX_RLIMITS];
     size_t rlimits;
     bool no_new_privs;
@@ -139,7 +168,8 @@ struct vmm_child {
     struct vmm_process process;
 };
 
-/* What goes over the socket. Type `E`: error; `P`: pid; `T`: terminal, as SCM_RIGHTS. */
+/* What goes over the socket. Type `E`: error; `P`: pid; `T`: terminal, as SCM_RIGHTS; `R`: it runs and will
+ * execute no program. */
 struct vmm_message {
     uint32_t type;
     int32_t pid;
@@ -154,6 +184,12 @@ _Noreturn void vmm_child_fail(int sock, const struct vmm_error *e);
 /* process.c */
 int vmm_process_find(struct vmm_child *child, struct vmm_error *e);
 int vmm_process_enter(struct vmm_child *child, struct vmm_error *e);
+/* What vmm_process_enter() does up to execve(2). */
+int vmm_process_become(struct vmm_child *child, struct vmm_error *e);
+
+/* archive.c: noting archive.get and archive.put, and being one: returns only if it cannot begin. */
+int vmm_note_archive(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_archive_enter(struct vmm_child *child, struct vmm_error *e);
 
 /* stdio.c */
 int vmm_tty_open(struct vmm_child *child, struct vmm_error *e);
@@ -175,6 +211,7 @@ int vmm_mount_readonly(void *child, const struct vmm_record *record, struct vmm_
 int vmm_make_directory(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_make_node(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_make_symlink(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_make_file(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_set_sysctl(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_set_hostname(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_set_domainname(void *child, const struct vmm_record *record, struct vmm_error *e);

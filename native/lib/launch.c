@@ -170,7 +170,8 @@ static int receive(int sock, struct vmm_message *message, int *fd) {
 }
 
 /* Listen until the program runs (0) or an error was reported (-1). */
-static int listen_to(int sock, struct vmm_stdio *io, pid_t *pid, int *pidfd, struct vmm_error *e) {
+static int listen_to(int sock, struct vmm_stdio *io, pid_t *pid, int *pidfd, bool *runs,
+                     struct vmm_error *e) {
     struct vmm_message message;
     int fd, got;
     while ((got = receive(sock, &message, &fd)) > 0) {
@@ -182,6 +183,10 @@ static int listen_to(int sock, struct vmm_stdio *io, pid_t *pid, int *pidfd, str
         if (message.type == 'P' && *pid <= 0) { /* our own child, not reaped yet: the pid is its */
             *pid = message.pid;
             *pidfd = sys_pidfd_open(*pid);
+            continue;
+        }
+        if (message.type == 'R') {
+            *runs = true;
             continue;
         }
         message.error.step[sizeof message.error.step - 1] = 0;
@@ -222,11 +227,12 @@ static int check_executed(const struct vmm_launcher *launcher, pid_t pid, int pi
 
 static int finish(const struct vmm_launcher *launcher, struct vmm_child *child, int sock,
                   pid_t helper, pid_t *pid, int *pidfd, struct vmm_error *e) {
-    int failed = listen_to(sock, child->io, pid, pidfd, e);
+    bool runs = false; /* an archive, which executes nothing */
+    int failed = listen_to(sock, child->io, pid, pidfd, &runs, e);
     if (failed && helper > 0)
         kill(helper, SIGKILL);
     reap(helper);
-    if (!failed)
+    if (!failed && !runs)
         failed = check_executed(launcher, *pid, *pidfd, e);
     if (!failed)
         return 0;
@@ -298,9 +304,12 @@ int vmm_launch_exec(struct vmm_launcher *launcher, const struct vmm_records *ops
 }
 
 int vmm_launch_kill_all(struct vmm_launcher *launcher, int signal) {
-    if (launcher->host.kill_group && vmm_cgroup_signal(launcher->host.kill_group, signal) >= 0)
-        return 0;
-    return launcher->target < 0 ? -1 : sys_pidfd_signal(launcher->target, signal);
+    bool done = launcher->host.kill_group && vmm_cgroup_signal(launcher->host.kill_group, signal) >= 0;
+    if (!done && (launcher->target < 0 || sys_pidfd_signal(launcher->target, signal) < 0))
+        return -1;
+    if (signal == SIGKILL) /* what is frozen in v1 dies once it is thawed */
+        vmm_cgroup_thaw(&launcher->host);
+    return 0;
 }
 
 bool vmm_launch_oom(const struct vmm_launcher *launcher) {

@@ -9,9 +9,14 @@ struct vmm_plan {
     struct vmm_records all;
     const struct vmm_record *shim, *host, *child;
     size_t shim_count, host_count, child_count;
+    /* Set by vmm-init in a virtual machine: the machine is the workload's, so `guest.*` is understood, and
+     * without a network namespace of its own `net.*` is about the machine's links. */
+    bool guest;
 };
 
 int vmm_plan_read(const char *path, struct vmm_plan *out, struct vmm_error *e);
+/* The same from memory; `data` is copied. */
+int vmm_plan_decode(const char *data, size_t size, struct vmm_plan *out, struct vmm_error *e);
 void vmm_plan_free(struct vmm_plan *plan);
 
 /* What a process gets as 0, 1, 2; -1 or any null device: the workload's own /dev/null. With `tty`, a terminal is allocated from the workload's own devpts,

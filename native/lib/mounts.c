@@ -206,7 +206,7 @@ int vmm_mount_bind(void *context, const struct vmm_record *r, struct vmm_error *
         return vmm_fail(e, 125, errno, "mount source %.300s", r->argv[1]);
     bool directory = S_ISDIR(from.st_mode);
     VMM_CLOSE int place =
-        vmm_root_make(child->root, r->argv[2], directory ? VMM_DIRECTORY : VMM_FILE, e);
+        vmm_root_make(child->root, r->argv[2], directory ? VMM_DIRECTORY : VMM_REGULAR, e);
     if (place < 0 || check_place(place, r->argv[2], e) < 0)
         return -1;
     if (fstat(place, &to) == 0 && directory != S_ISDIR(to.st_mode))

@@ -97,6 +97,22 @@ static int note_net(void *context, const struct vmm_record *r, struct vmm_error 
     return 0;
 }
 
+static int note_veth(void *context, const struct vmm_record *r, struct vmm_error *e) {
+    struct vmm_host *host = context;
+    (void)r;
+    if (host->plan->guest)
+        return vmm_fail(e, 125, 0, "a virtual machine has links of its own");
+    host->has_net_ops = true;
+    return 0;
+}
+
+/* vmm-init carries these out before it asks the launcher. */
+static int note_guest(void *context, const struct vmm_record *r, struct vmm_error *e) {
+    struct vmm_host *host = context;
+    (void)r;
+    return host->plan->guest ? 0 : vmm_fail(e, 125, 0, "only in a virtual machine");
+}
+
 static int note_nothing(void *context, const struct vmm_record *r, struct vmm_error *e) {
     (void)context, (void)r, (void)e;
     return 0;
@@ -107,18 +123,24 @@ static const struct vmm_op host_ops[] = {
     {"ns.path", 2, 2, note_path, NULL},
     {"ns.map", 4, 4, note_map, NULL},
     {"cgroup.make", 1, 1, note_nothing, NULL},
+    {"cgroup.later", 1, 1, note_nothing, NULL},
     {"cgroup.write", 2, 2, note_nothing, NULL},
     {"cgroup.try", 2, 2, note_nothing, NULL},
     {"cgroup.devices", 3, 3, note_nothing, NULL},
     {"cgroup.join", 1, 1, note_group, NULL},
     {"cgroup.oom", 1, 1, note_oom, NULL},
     {"cgroup.kill", 1, 1, note_kill, NULL},
+    {"cgroup.freeze", 3, 3, vmm_note_freeze, NULL},
+    {"stats", 2, 4, vmm_note_stats, NULL},
     {"oom-score", 1, 1, note_score, NULL},
     {"net.loopback", 0, 0, note_net, NULL},
-    {"net.veth", 5, 5, note_net, NULL},
+    {"net.veth", 5, 5, note_veth, NULL},
     {"net.address", 2, 2, note_net, NULL},
     {"net.up", 1, 1, note_net, NULL},
     {"net.route", 1, 1, note_net, NULL},
+    {"guest.mount", 5, 5, note_guest, NULL},
+    {"guest.mkdir", 4, 4, note_guest, NULL},
+    {"guest.stdio", 3, 3, note_guest, NULL},
 };
 
 int vmm_host_read(const struct vmm_plan *plan, struct vmm_host *host, struct vmm_error *e) {
@@ -128,7 +150,7 @@ int vmm_host_read(const struct vmm_plan *plan, struct vmm_host *host, struct vmm
         if (!op || op->note(host, &plan->host[i], e) < 0)
             return -1;
     }
-    if (host->has_net_ops && !(vmm_ns_all(host) & CLONE_NEWNET))
+    if (host->has_net_ops && !plan->guest && !(vmm_ns_all(host) & CLONE_NEWNET))
         return vmm_fail(e, 125, 0, "net operations need a network namespace of the workload's own");
     if (host->has_map && !(host->fresh & CLONE_NEWUSER))
         return vmm_fail(e, 125, 0, "ns.map needs a new user namespace");

@@ -37,8 +37,6 @@ static int read_plan(const char *path, char **data, size_t *size, struct vmm_err
         return vmm_fail(e, 125, ENOMEM, "launch plan");
     if (read_all(fd, *data, *size) < 0)
         return vmm_fail(e, 125, errno, "launch plan %.300s", path);
-    if (memcmp(*data, MAGIC, strlen(MAGIC)) != 0)
-        return vmm_fail(e, 125, 0, "%.300s is not a launch plan of this version", path);
     return 0;
 }
 
@@ -72,6 +70,19 @@ static int split(struct vmm_plan *plan, struct vmm_error *e) {
     return 0;
 }
 
+int vmm_plan_decode(const char *data, size_t size, struct vmm_plan *out, struct vmm_error *e) {
+    *out = (struct vmm_plan){0};
+    snprintf(e->step, sizeof e->step, "plan");
+    if (size < strlen(MAGIC) || memcmp(data, MAGIC, strlen(MAGIC)) != 0)
+        return vmm_fail(e, 125, 0, "not a launch plan of this version");
+    if (vmm_records_decode(data + strlen(MAGIC), size - strlen(MAGIC), &out->all, e) < 0)
+        return -1;
+    if (split(out, e) == 0)
+        return 0;
+    vmm_plan_free(out);
+    return -1;
+}
+
 int vmm_plan_read(const char *path, struct vmm_plan *out, struct vmm_error *e) {
     VMM_FREE char *data = NULL;
     size_t size = 0;
@@ -79,12 +90,7 @@ int vmm_plan_read(const char *path, struct vmm_plan *out, struct vmm_error *e) {
     snprintf(e->step, sizeof e->step, "plan");
     if (read_plan(path, &data, &size, e) < 0)
         return -1;
-    if (vmm_records_decode(data + strlen(MAGIC), size - strlen(MAGIC), &out->all, e) < 0)
-        return -1;
-    if (split(out, e) == 0)
-        return 0;
-    vmm_plan_free(out);
-    return -1;
+    return vmm_plan_decode(data, size, out, e);
 }
 
 void vmm_plan_free(struct vmm_plan *plan) {

@@ -338,10 +338,8 @@ static int set_umask(const struct vmm_process *process, struct vmm_error *e) {
     return 0;
 }
 
-int vmm_process_enter(struct vmm_child *child, struct vmm_error *e) {
+int vmm_process_become(struct vmm_child *child, struct vmm_error *e) {
     struct vmm_process *process = &child->process;
-    char *nothing[] = {NULL};
-    char **env = process->env ? process->env : nothing;
     if (set_umask(process, e) < 0 || set_groups(process, e) < 0)
         return -1;
     vmm_files_restore();
@@ -352,7 +350,14 @@ int vmm_process_enter(struct vmm_child *child, struct vmm_error *e) {
     if (close_others(child, e) < 0)
         return -1;
     reset_signals();
-    if (set_identity(child, e) < 0)
+    return set_identity(child, e);
+}
+
+int vmm_process_enter(struct vmm_child *child, struct vmm_error *e) {
+    struct vmm_process *process = &child->process;
+    char *nothing[] = {NULL};
+    char **env = process->env ? process->env : nothing;
+    if (vmm_process_become(child, e) < 0)
         return -1;
     if (child->init >= 0)
         exec_init(child, env);

@@ -79,7 +79,7 @@ int vmm_tty_console(void *context, const struct vmm_record *r, struct vmm_error 
         return 0;
     if (vmm_tty_open(child, e) < 0)
         return -1;
-    VMM_CLOSE int place = vmm_root_make(child->root, "/dev/console", VMM_FILE, e);
+    VMM_CLOSE int place = vmm_root_make(child->root, "/dev/console", VMM_REGULAR, e);
     if (place < 0)
         return -1;
     VMM_CLOSE int tree = sys_open_tree(child->slave, "",

@@ -55,6 +55,31 @@ static int vmm_tree(int dirfd, const char *path, int recursive)
                           OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0)));
 }
 
+/* A detached tree takes part in no propagation any more and, if asked, cannot be written through. */
+static int vmm_tree_private(int tree, int readonly)
+{
+    struct mount_attr attr = {.attr_set = readonly ? MOUNT_ATTR_RDONLY : 0,
+                              .propagation = MS_PRIVATE};
+    unsigned flags = AT_EMPTY_PATH | AT_RECURSIVE;
+    return result(syscall(SYS_mount_setattr, tree, "", flags, &attr, sizeof attr));
+}
+
+/* Attach a detached tree; a last symbolic link of `path` is not followed. */
+static int vmm_tree_attach(int tree, const char *path)
+{
+    return result(syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH));
+}
+
+static int vmm_mount(const char *type, const char *target, unsigned long flags, const char *data)
+{
+    return result(mount(type, target, type, flags, data));
+}
+
+static int vmm_unmount(const char *target)
+{
+    return result(umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW));
+}
+
 struct overlay {
     const char *layers, *options;
     int readonly, result;

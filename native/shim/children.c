@@ -1,4 +1,5 @@
 /* Processes of the shim's own: reaping, the helper (port relay), the reaper. */
+#include "guest.h"
 #include "shim.h"
 
 #include <fcntl.h>
@@ -34,12 +35,16 @@ static void reaped(struct shim *s, pid_t pid, int status)
 {
     int code, signal;
     decode(status, &code, &signal);
-    if (pid == s->workload.pid) {
-        workload_exited(s, code, signal);
-        return;
-    }
     if (pid == s->helper) {
         helper_exited(s);
+        return;
+    }
+    if (s->guest) { /* pids of its sessions are not this kernel's */
+        job_reaped(s, pid, code);
+        return;
+    }
+    if (pid == s->workload.pid) {
+        workload_exited(s, code, signal);
         return;
     }
     for (struct session *exec = s->execs; exec; exec = exec->next)

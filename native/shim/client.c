@@ -108,6 +108,32 @@ void client_refuse(struct client *c, uint16_t channel, const char *message)
     client_args(c, channel, VMM_ERROR, 3, (const char *[]){"1", "", message});
 }
 
+void client_ok(struct client *c, uint16_t channel)
+{
+    client_args(c, channel, VMM_OK, 0, NULL);
+}
+
+void client_ok_pid(struct client *c, uint16_t channel, int64_t pid)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%lld", (long long)pid);
+    client_args(c, channel, VMM_OK, 1, (const char *[]){text});
+}
+
+struct asker client_asks(struct client *c, uint16_t channel)
+{
+    return (struct asker){.client = c, .channel = channel};
+}
+
+struct client *asker_client(struct asker *asker)
+{
+    struct client *c = asker->client;
+    if (c && asker->held)
+        c->awaits = false;
+    asker->client = NULL;
+    return c;
+}
+
 void client_exit(struct client *c, uint16_t channel, const struct state *state)
 {
     char code[24], signal[24];
@@ -155,7 +181,7 @@ static bool input_blocked(const struct client *c)
 
 static bool may_proceed(const struct client *c)
 {
-    return !c->dead && !c->closing && !client_full(c) && !input_blocked(c);
+    return !c->dead && !c->closing && !c->awaits && !client_full(c) && !input_blocked(c);
 }
 
 static void receive(struct client *c)
@@ -261,6 +287,7 @@ static void leave_inputs(struct client *c)
 static void client_free(struct shim *s, struct client *c)
 {
     leave_inputs(c);
+    s->driver->forget(s, c);
     if (c->promised && c->told && !c->failed && !c->out.size && platform_delivered(c->fd))
         s->promise_kept = true;
     vmm_close(&c->fd);

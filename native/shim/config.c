@@ -88,15 +88,21 @@ static int read_stdio(const struct vmm_record *r, struct config *c, struct vmm_e
                : 0;
 }
 
-static int read_restart(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+bool config_restart(const char *policy, enum restart_policy *out)
 {
     static const char *const names[] = {"no", "always", "unless-stopped", "on-failure"};
     for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(r->argv[1], names[i])) {
-            c->restart = i;
-            return number(r, 2, 0, INT32_MAX, &c->restart_max, e);
+        if (!strcmp(policy, names[i])) {
+            *out = i;
+            return true;
         }
-    return invalid(r, e);
+    return false;
+}
+
+static int read_restart(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return config_restart(r->argv[1], &c->restart) ? number(r, 2, 0, INT32_MAX, &c->restart_max, e)
+                                                   : invalid(r, e);
 }
 
 static int read_stop(const struct vmm_record *r, struct config *c, struct vmm_error *e)
@@ -139,6 +145,33 @@ static int read_wait_start(const struct vmm_record *r, struct config *c, struct 
     return flag(r, 1, &c->wait_start, e);
 }
 
+static int read_guest(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return texts(r, &c->guest, e);
+}
+
+static int read_channel(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    int64_t gid;
+    if (number(r, 2, 0, INT32_MAX, &gid, e))
+        return -1;
+    c->channel_path = r->argv[1];
+    c->channel_gid = (gid_t)gid;
+    return 0;
+}
+
+static int read_guest_timeout(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return number(r, 1, 1, INT32_MAX, &c->boot_ms, e) || number(r, 2, 1, INT32_MAX, &c->answer_ms, e)
+               ? -1
+               : 0;
+}
+
+static int read_adopt(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    return flag(r, 1, &c->adopt, e);
+}
+
 static const struct {
     const char *name;
     uint32_t min, max; /* arguments after the name */
@@ -159,6 +192,10 @@ static const struct {
     {"helper-fds", 0, 4095, read_helper_fds},
     {"wait-start", 1, 1, read_wait_start},
     {"boot-id", 1, 1, read_boot_id},
+    {"guest", 1, 4094, read_guest},
+    {"channel", 2, 2, read_channel},
+    {"guest-timeout", 2, 2, read_guest_timeout},
+    {"adopt", 1, 1, read_adopt},
 };
 
 static int read_one(const struct vmm_record *r, struct config *c, struct vmm_error *e)
@@ -184,12 +221,15 @@ uid_t config_user(const struct vmm_record *ops, size_t count)
 
 int config_read(const struct vmm_plan *plan, struct config *out, struct vmm_error *e)
 {
-    *out = (struct config){.stop_signal = 15, .stop_timeout_ms = 10000, .boot_id = ""};
+    *out = (struct config){.stop_signal = 15, .stop_timeout_ms = 10000, .boot_id = "",
+                           .boot_ms = 120000, .answer_ms = 30000};
     for (size_t i = 0; i < plan->shim_count; i++)
         if (read_one(&plan->shim[i], out, e))
             return -1;
     if (!out->id || !out->run_dir || !out->state_path)
         return vmm_fail(e, 125, 0, "launch plan: section shim needs id, run-dir and state");
+    if (!out->guest != !out->channel_path || (out->adopt && !out->guest))
+        return vmm_fail(e, 125, 0, "launch plan: a guest needs guest and channel, adopt needs a guest");
     out->uid = config_user(plan->child, plan->child_count);
     return 0;
 }
@@ -200,4 +240,5 @@ void config_free(struct config *config)
     free(config->reaper);
     free(config->helper);
     free(config->helper_fds);
+    free(config->guest);
 }

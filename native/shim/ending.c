@@ -45,8 +45,7 @@ void ending_begin(struct shim *s)
     end_execs(s);
     answer(s);
     helper_stop(s);
-    vmm_launcher_free(s->launcher);
-    s->launcher = NULL;
+    s->driver->close(s);
     remove_socket(s);
 }
 

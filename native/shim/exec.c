@@ -1,4 +1,5 @@
 /* Exec instances: further processes in the running workload. */
+#include "guest.h"
 #include "shim.h"
 
 #include <ctype.h>
@@ -17,6 +18,7 @@ struct session *exec_find(struct shim *s, const char *id)
 static void exec_free(struct session *exec)
 {
     streams_close(exec);
+    flow_free(exec);
     vmm_close(&exec->pidfd);
     free(exec->command);
     free(exec);
@@ -40,6 +42,8 @@ static int check(struct shim *s, const struct vmm_args *args, struct vmm_error *
         count++;
     if (s->phase != PHASE_RUNNING)
         return vmm_fail(e, 1, 0, "the workload is not running");
+    if (s->paused)
+        return vmm_fail(e, 1, 0, "the workload is paused");
     if (!valid_id(args))
         return vmm_fail(e, 1, 0, "invalid exec id");
     if (exec_find(s, args->at[0]))
@@ -49,9 +53,12 @@ static int check(struct shim *s, const struct vmm_args *args, struct vmm_error *
     return 0;
 }
 
-/* The command as Docker's exec events show it: its arguments, joined. */
+/* The command as Docker's exec events show it: its arguments, joined; NULL for a file stream. */
 static char *command_text(const struct vmm_records *ops)
 {
+    for (size_t i = 0; i < ops->count; i++)
+        if (!strncmp(ops->items[i].argv[0], "archive.", strlen("archive.")))
+            return NULL;
     char *text = calloc(1, 1024);
     for (size_t i = 0; text && i < ops->count; i++) {
         const struct vmm_record *r = &ops->items[i];
@@ -66,7 +73,9 @@ static char *command_text(const struct vmm_records *ops)
 static void exec_event(const struct shim *s, const struct session *exec, const char *action)
 {
     char text[1100];
-    snprintf(text, sizeof text, "%s: %s", action, exec->command ? exec->command : "");
+    if (!exec->command)
+        return;
+    snprintf(text, sizeof text, "%s: %s", action, exec->command);
     event(s, text, (const char *[]){"execID", exec->id, NULL});
 }
 
@@ -85,38 +94,34 @@ static struct session *exec_new(const struct vmm_args *args, const struct vmm_re
     return exec;
 }
 
-static int launch(struct shim *s, struct session *exec, const struct vmm_records *ops, bool detached,
-                  struct vmm_error *e)
+void exec_started(struct shim *s, struct session *exec, pid_t pid)
 {
-    struct vmm_stdio io;
-    int ends[3];
-    uid_t uid = config_user(ops->items, ops->count);
-    int failed = streams_open(exec, &io, ends, uid, detached, e);
-    if (!failed)
-        failed = vmm_launch_exec(s->launcher, ops, &io, &exec->pid, &exec->pidfd, e);
-    streams_adopt(exec, &io, ends);
-    if (failed) {
-        exec->pid = 0;
-        exec->exit_code = e->code;
-        return -1;
-    }
-    exec->pid_start = platform_process_start(exec->pid);
+    exec->starting = false;
+    exec->pid = pid;
     exec->started = now_ns();
-    return 0;
+    exec_state_write(s, exec);
 }
 
-static int run(struct shim *s, struct session *exec, const struct vmm_records *ops, bool detached,
-               struct vmm_error *e)
+static int run(struct shim *s, struct session *exec, const struct vmm_args *args,
+               const struct vmm_records *ops, struct asker asker, struct vmm_error *e)
 {
     exec_event(s, exec, "exec_create");
     exec_event(s, exec, "exec_start");
-    int failed = launch(s, exec, ops, detached, e);
-    exec_state_write(s, exec);
-    return failed;
+    int outcome = s->driver->exec(s, exec, args, ops, asker, e);
+    if (outcome == DONE)
+        exec_started(s, exec, exec->pid);
+    exec->starting = outcome == LATER;
+    if (outcome == FAILED) {
+        exec->pid = 0;
+        exec->exit_code = e->code;
+        exec_state_write(s, exec);
+    }
+    return outcome;
 }
 
 /* EXEC [exec id, tty, stdin, detach, operations] */
-int exec_start(struct shim *s, const struct vmm_args *args, struct session **out, struct vmm_error *e)
+int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
+               struct session **out, struct vmm_error *e)
 {
     int64_t tty, input, detach;
     struct vmm_records ops;
@@ -124,19 +129,20 @@ int exec_start(struct shim *s, const struct vmm_args *args, struct session **out
         !vmm_args_number(args, 3, 0, 1, &detach))
         return vmm_fail(e, 1, 0, "EXEC: tty, stdin and detach must be 0 or 1");
     if (check(s, args, e) || vmm_records_decode(args->at[4], args->length[4], &ops, e))
-        return -1;
+        return FAILED;
     struct session *exec = exec_new(args, &ops, tty, input && !detach);
-    int failed = exec ? run(s, exec, &ops, detach, e) : vmm_fail(e, 125, 0, "no memory for an exec");
+    int outcome = exec ? run(s, exec, args, &ops, asker, e)
+                       : vmm_fail(e, 125, 0, "no memory for an exec");
     vmm_records_free(&ops);
-    if (failed) {
+    if (outcome == FAILED) {
         if (exec)
             exec_free(exec);
-        return -1;
+        return FAILED;
     }
     exec->next = s->execs;
     s->execs = exec;
     *out = exec;
-    return 0;
+    return outcome;
 }
 
 void exec_exited(struct shim *s, struct session *exec, int code, int signal)
@@ -149,7 +155,9 @@ void exec_exited(struct shim *s, struct session *exec, int code, int signal)
     vmm_close(&exec->pidfd);
     exec_state_write(s, exec);
     snprintf(text, sizeof text, "%d", code);
-    event(s, "exec_die", (const char *[]){"execID", exec->id, "exitCode", text, NULL});
+    if (exec->command)
+        event(s, "exec_die",
+              (const char *[]){"execID", exec->id, "exitCode", text, NULL});
     streams_end(exec, now_ms());
 }
 
@@ -159,6 +167,24 @@ static void detach_all(struct shim *s, const struct session *exec)
         for (size_t i = c->attached; i-- > 0;)
             if (c->attachments[i].session == exec)
                 c->attachments[i] = c->attachments[--c->attached];
+}
+
+void exec_failed(struct shim *s, struct session *exec, int code)
+{
+    exec->starting = false;
+    exec->ended = true; /* freed with the others, when nothing watches it any more */
+    exec->exit_code = code;
+    exec_state_write(s, exec);
+    detach_all(s, exec);
+    streams_close(exec);
+    flow_free(exec);
+}
+
+/* The guest did not answer in time; should it start the exec after all, that is ended. */
+void exec_abandon(struct shim *s, struct session *exec)
+{
+    exec->unwanted = true;
+    detach_all(s, exec);
 }
 
 /* Execs whose output was read to its end are answered and forgotten. */

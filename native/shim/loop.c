@@ -1,3 +1,4 @@
+#include "guest.h"
 #include "shim.h"
 
 #include <errno.h>
@@ -68,6 +69,7 @@ static void watch_all(struct shim *s)
     streams_watch(s, &s->workload);
     for (struct session *exec = s->execs; exec; exec = exec->next)
         streams_watch(s, exec);
+    guest_watch(s);
     clients_watch(s);
 }
 
@@ -80,6 +82,7 @@ static int64_t earlier(int64_t a, int64_t b)
 static int timeout(const struct shim *s, int64_t now)
 {
     int64_t at = earlier(workload_deadline(s), clients_deadline(s));
+    at = earlier(at, guest_deadline(s));
     for (const struct session *exec = s->execs; exec; exec = exec->next)
         if (exec->ended)
             at = earlier(at, exec->drain_until);
@@ -124,7 +127,10 @@ void loop_run(struct shim *s)
         else if (n < 0 && errno != EINTR) /* no memory: the workload must not pay for it */
             nanosleep(&(struct timespec){.tv_nsec = SHORTAGE_MS * 1000000}, NULL);
         clients_process(s);
+        if (s->guest)
+            channel_process(s);
         int64_t now = now_ms();
+        guest_tick(s, now);
         exec_tick(s, now);
         workload_tick(s, now);
         clients_sweep(s, now);

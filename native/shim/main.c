@@ -1,3 +1,4 @@
+#include "guest.h"
 #include "shim.h"
 
 #include <errno.h>
@@ -12,29 +13,6 @@
 #include <unistd.h>
 
 enum { REPORT_FD = 3, BACKLOG = 64 };
-
-static void put(int fd, const char *text)
-{
-    size_t size = strlen(text);
-    if (fd >= 0 && write(fd, text, size) != (ssize_t)size)
-        return; /* the caller is gone: nobody to tell */
-}
-
-static void one_line(char *text)
-{
-    for (; *text; text++)
-        if ((unsigned char)*text < ' ')
-            *text = ' ';
-}
-
-static void report_error(int fd, struct vmm_error *e)
-{
-    char line[900];
-    one_line(e->step);
-    one_line(e->message);
-    snprintf(line, sizeof line, "error %d\t%s\t%s\n", e->code, e->step, e->message);
-    put(fd, line);
-}
 
 /* Leave the caller's session; the caller waits only for the first process. Returns 0 in the daemon. */
 static int become_daemon(struct vmm_error *e)
@@ -82,44 +60,13 @@ static int own_descriptors(struct shim *s, int program, struct vmm_error *e)
     return null_stdio(e);
 }
 
-static int socket_address(const struct shim *s, struct sockaddr_un *address, struct vmm_error *e)
-{
-    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    size_t room = sizeof address->sun_path;
-    int n = snprintf(address->sun_path, room, "%s/ctl.sock", s->config.run_dir);
-    if (n < 0 || (size_t)n >= room)
-        return vmm_fail(e, 125, ENAMETOOLONG, "control socket %.300s/ctl.sock", s->config.run_dir);
-    return 0;
-}
-
-/* A socket nobody answers on was left by a shim that died. (One whose queue is full is not: EAGAIN.) */
-static bool is_stale(const struct sockaddr_un *address)
-{
-    VMM_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof *address) == 0)
-        return false;
-    return errno == ECONNREFUSED && unlink(address->sun_path) == 0;
-}
-
 static int open_socket(struct shim *s, struct vmm_error *e)
 {
-    struct sockaddr_un address;
-    const struct sockaddr *generic = (const struct sockaddr *)&address;
-    if (socket_address(s, &address, e))
-        return -1;
-    s->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (s->listen_fd < 0)
-        return vmm_fail(e, 125, errno, "control socket");
-    umask(0177);
-    int failed = bind(s->listen_fd, generic, sizeof address);
-    if (failed && errno == EADDRINUSE && is_stale(&address))
-        failed = bind(s->listen_fd, generic, sizeof address);
-    umask(0077);
-    if (failed && errno == EADDRINUSE)
-        return vmm_fail(e, 125, 0, "another shim answers on %s", address.sun_path);
-    if (failed || listen(s->listen_fd, BACKLOG))
-        return vmm_fail(e, 125, errno, "control socket %s", address.sun_path);
-    return 0;
+    char path[200];
+    int n = snprintf(path, sizeof path, "%s/ctl.sock", s->config.run_dir);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return vmm_fail(e, 125, ENAMETOOLONG, "control socket %.300s/ctl.sock", s->config.run_dir);
+    return socket_listen(path, BACKLOG, &s->listen_fd, e);
 }
 
 static int prepare(struct shim *s, int program, struct vmm_error *e)
@@ -133,6 +80,9 @@ static int prepare(struct shim *s, int program, struct vmm_error *e)
         return vmm_fail(e, 125, errno, "vmm-shim: signals");
     if (open_socket(s, e))
         return -1;
+    if (s->config.guest)
+        return guest_new(s, e);
+    s->driver = &local_driver;
     s->launcher = vmm_launcher_new(&s->plan);
     if (!s->launcher)
         return vmm_fail(e, 125, errno, "launch plan");
@@ -153,18 +103,13 @@ static void init_workload(struct shim *s)
 static void begin(struct shim *s)
 {
     struct vmm_error e = {0};
-    put(s->report_fd, "ready\n");
-    if (s->config.wait_start)
+    report_line(s->report_fd, "ready\n");
+    if (s->config.adopt)
+        guest_adopt(s);
+    if (s->config.wait_start || s->config.adopt)
         return;
-    if (workload_start(s, &e)) {
-        s->answered = true;
+    if (workload_start(s, &e) == FAILED)
         workload_start_failed(s, &e);
-        report_error(s->report_fd, &e);
-        return;
-    }
-    char line[32];
-    snprintf(line, sizeof line, "running %d\n", (int)s->workload.pid);
-    put(s->report_fd, line);
 }
 
 /* Argument `index` as an open descriptor above 2, `fallback` if it is not given; -1: none. */
@@ -196,7 +141,8 @@ static void live(struct shim *s)
     log_open(&s->log, s->config.log_path, s->config.log_max_size, s->config.log_max_files);
     init_workload(s);
     begin(s);
-    vmm_close(&s->report_fd);
+    if (s->config.wait_start || s->phase != PHASE_STARTING)
+        vmm_close(&s->report_fd);
     loop_run(s);
     ending_finish(s);
 }
@@ -206,7 +152,7 @@ int main(int argc, char **argv)
     static struct shim s = {.listen_fd = -1, .signal_fd = -1, .report_fd = -1};
     struct vmm_error e = {0};
     if (argc < 2 || argc > 4) {
-        put(2, "usage: vmm-shim PLANFILE [REPORT-FD]\n");
+        report_line(2, "usage: vmm-shim PLANFILE [REPORT-FD]\n");
         return 125;
     }
     signal(SIGPIPE, SIG_IGN);

@@ -61,6 +61,11 @@ uint64_t platform_process_start(pid_t pid)
     return at ? strtoull(at, NULL, 10) : 0;
 }
 
+int platform_pidfd(pid_t pid)
+{
+    return (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
 int platform_kill(int pidfd, int signal)
 {
     return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0);

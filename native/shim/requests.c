@@ -3,21 +3,17 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 
 typedef void (*handler)(struct shim *s, struct client *c, uint16_t channel,
                         const struct vmm_args *args);
 
-static void ok(struct client *c, uint16_t channel)
+/* The driver's outcome as an answer; LATER it answers by itself, and the next requests wait for that. */
+static void settle(struct client *c, uint16_t channel, int outcome, const struct vmm_error *e)
 {
-    client_args(c, channel, VMM_OK, 0, NULL);
-}
-
-static void ok_pid(struct client *c, uint16_t channel, pid_t pid)
-{
-    char text[16];
-    snprintf(text, sizeof text, "%d", (int)pid);
-    client_args(c, channel, VMM_OK, 1, (const char *[]){text});
+    if (outcome == FAILED)
+        client_error(c, channel, e);
+    else if (outcome == DONE)
+        client_ok(c, channel);
 }
 
 static void hello(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
@@ -43,25 +39,29 @@ static void status(struct shim *s, struct client *c, uint16_t channel, const str
     client_args(c, channel, VMM_OK, 1, (const char *[]){text});
 }
 
+/* A workload that ran before tries again later. */
+static void start_failed(struct shim *s, const struct vmm_error *e)
+{
+    if (s->phase == PHASE_WAITING)
+        workload_start_failed(s, e);
+    else
+        starters_refuse(s, e);
+}
+
 static void start(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
 {
     struct vmm_error e = {0};
     (void)args;
     if (s->phase != PHASE_WAITING && s->phase != PHASE_RESTARTING) {
-        client_refuse(c, channel, s->phase == PHASE_ENDING ? "the workload has ended"
-                                                           : "the workload is running already");
+        client_refuse(c, channel, s->phase == PHASE_ENDING     ? "the workload has ended"
+                                  : s->phase == PHASE_STARTING ? "the workload is being started"
+                                                               : "the workload is running already");
         return;
     }
-    bool first = s->phase == PHASE_WAITING;
-    if (workload_start(s, &e) == 0) {
-        ok_pid(c, channel, s->workload.pid);
-        return;
-    }
-    client_error(c, channel, &e);
-    if (first) {
-        s->answered = !c->dead;
-        workload_start_failed(s, &e);
-    }
+    c->starts = c->awaits = true;
+    c->start_channel = channel;
+    if (workload_start(s, &e) == FAILED)
+        start_failed(s, &e);
 }
 
 static void kill_workload(struct shim *s, struct client *c, uint16_t channel,
@@ -72,10 +72,9 @@ static void kill_workload(struct shim *s, struct client *c, uint16_t channel,
     if (!vmm_args_number(args, 0, 1, 64, &number) || !vmm_args_number(args, 1, 0, 1, &all) ||
         !vmm_args_number(args, 2, 0, 1, &manual))
         client_refuse(c, channel, "SIGNAL: a signal number and two flags are needed");
-    else if (workload_signal(s, (int)number, all, manual, &e))
-        client_error(c, channel, &e);
     else
-        ok(c, channel);
+        settle(c, channel,
+               workload_signal(s, (int)number, all, manual, client_asks(c, channel), &e), &e);
 }
 
 static void stop(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
@@ -87,7 +86,7 @@ static void stop(struct shim *s, struct client *c, uint16_t channel, const struc
         return;
     }
     if (s->phase == PHASE_ENDING) {
-        ok(c, channel);
+        client_ok(c, channel);
         return;
     }
     c->stops = true;
@@ -135,7 +134,7 @@ static void attach(struct shim *s, struct client *c, uint16_t channel, const str
     a->in = in;
     a->out = out;
     a->err = err;
-    ok(c, channel);
+    client_ok(c, channel);
 }
 
 /* The session a request means: by exec id in argument `index`, else what the channel is attached to. */
@@ -161,7 +160,8 @@ static void resize(struct shim *s, struct client *c, uint16_t channel, const str
         return;
     }
     streams_resize(session, (unsigned short)rows, (unsigned short)columns);
-    ok(c, channel);
+    s->driver->resize(s, session);
+    client_ok(c, channel);
 }
 
 static void attach_all(struct attachment *a, bool in)
@@ -180,11 +180,13 @@ static void exec(struct shim *s, struct client *c, uint16_t channel, const struc
         client_refuse(c, channel, "an exec needs a free channel other than 0");
         return;
     }
-    if (exec_start(s, args, &session, &e)) {
+    int outcome = exec_start(s, args, client_asks(c, channel), &session, &e);
+    if (outcome == FAILED) {
         client_error(c, channel, &e);
         return;
     }
-    ok_pid(c, channel, session->pid);
+    if (outcome == DONE)
+        client_ok_pid(c, channel, session->pid);
     struct attachment *a = detached ? NULL : client_attach(c, channel, session);
     if (a)
         attach_all(a, session->stdin_open);
@@ -194,13 +196,19 @@ static void exec_signal(struct shim *s, struct client *c, uint16_t channel,
                         const struct vmm_args *args)
 {
     int64_t number;
+    struct vmm_error e = {0};
     struct session *session = exec_find(s, args->at[0]);
-    if (!vmm_args_number(args, 1, 1, 64, &number))
+    if (!vmm_args_number(args, 1, 1, 64, &number)) {
         client_refuse(c, channel, "EXEC_SIGNAL: a signal number is needed");
-    else if (!session || session->pidfd < 0 || platform_kill(session->pidfd, (int)number))
+        return;
+    }
+    int outcome = session && session->pid > 0
+                      ? s->driver->signal(s, session, (int)number, false, client_asks(c, channel), &e)
+                      : FAILED;
+    if (outcome == FAILED)
         client_refuse(c, channel, "no such exec is running");
     else
-        ok(c, channel);
+        settle(c, channel, outcome, &e);
 }
 
 static void exec_attach(struct shim *s, struct client *c, uint16_t channel,
@@ -214,7 +222,7 @@ static void exec_attach(struct shim *s, struct client *c, uint16_t channel,
         return;
     }
     attach_all(a, session->stdin_open);
-    ok(c, channel);
+    client_ok(c, channel);
 }
 
 static void detach(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
@@ -222,7 +230,83 @@ static void detach(struct shim *s, struct client *c, uint16_t channel, const str
     (void)s;
     (void)args;
     client_detach(c, channel);
-    ok(c, channel);
+    client_ok(c, channel);
+}
+
+static void pause_workload(struct shim *s, struct client *c, uint16_t channel,
+                           const struct vmm_args *args)
+{
+    struct vmm_error e = {0};
+    (void)args;
+    settle(c, channel, workload_pause(s, true, client_asks(c, channel), &e), &e);
+}
+
+static void unpause(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
+{
+    struct vmm_error e = {0};
+    (void)args;
+    settle(c, channel, workload_pause(s, false, client_asks(c, channel), &e), &e);
+}
+
+static int need_running(const struct shim *s, struct vmm_error *e)
+{
+    return s->phase == PHASE_RUNNING ? DONE : vmm_fail(e, 1, 0, "the workload is not running");
+}
+
+static void stats(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
+{
+    struct vmm_error e = {0};
+    (void)args;
+    int outcome = need_running(s, &e) ? FAILED : s->driver->stats(s, client_asks(c, channel), &e);
+    settle(c, channel, outcome, &e);
+}
+
+static void top(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
+{
+    struct vmm_error e = {0};
+    (void)args;
+    int outcome = need_running(s, &e) ? FAILED : s->driver->top(s, client_asks(c, channel), &e);
+    settle(c, channel, outcome, &e);
+}
+
+static void file(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
+{
+    struct vmm_error e = {0};
+    int outcome =
+        need_running(s, &e) ? FAILED : s->driver->file(s, args, client_asks(c, channel), &e);
+    settle(c, channel, outcome, &e);
+}
+
+/* Operations of UPDATE, if there are any, need a workload that runs. */
+static int apply(struct shim *s, const struct vmm_args *args, struct vmm_error *e)
+{
+    struct vmm_records ops;
+    if (args->length[2] == 0)
+        return DONE;
+    if (need_running(s, e) || vmm_records_decode(args->at[2], args->length[2], &ops, e))
+        return FAILED;
+    int outcome = s->driver->update(s, &ops, e);
+    vmm_records_free(&ops);
+    return outcome;
+}
+
+static void update(struct shim *s, struct client *c, uint16_t channel, const struct vmm_args *args)
+{
+    struct vmm_error e = {0};
+    enum restart_policy policy = s->config.restart;
+    int64_t most = s->config.restart_max;
+    bool policy_given = args->length[0] > 0;
+    if (policy_given && (!config_restart(args->at[0], &policy) ||
+                         !vmm_args_number(args, 1, 0, INT32_MAX, &most))) {
+        client_refuse(c, channel, "UPDATE: a restart policy and a number of retries are needed");
+        return;
+    }
+    int outcome = apply(s, args, &e);
+    if (outcome == DONE) {
+        s->config.restart = policy;
+        s->config.restart_max = most;
+    }
+    settle(c, channel, outcome, &e);
 }
 
 static const struct {
@@ -243,6 +327,12 @@ static const struct {
     {VMM_EXEC_SIGNAL, 2, 2, exec_signal},
     {VMM_EXEC_ATTACH, 1, 1, exec_attach},
     {VMM_DETACH, 0, 0, detach},
+    {VMM_PAUSE, 0, 0, pause_workload},
+    {VMM_UNPAUSE, 0, 0, unpause},
+    {VMM_STATS, 0, 0, stats},
+    {VMM_TOP, 0, 0, top},
+    {VMM_UPDATE, 3, 3, update},
+    {VMM_FILE, 2, 2, file},
 };
 
 static void input(struct client *c, const struct vmm_frame *frame)

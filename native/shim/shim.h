@@ -31,6 +31,9 @@ enum {
 
 #define NEVER INT64_MAX
 
+/* What a driver's function returns: an error was filled in; done; the answer comes later. */
+enum outcome { FAILED = -1, DONE = 0, LATER = 1 };
+
 enum restart_policy { RESTART_NO, RESTART_ALWAYS, RESTART_UNLESS_STOPPED, RESTART_ON_FAILURE };
 
 /* The plan's section `shim`; texts point into the plan. Lists end with NULL. */
@@ -45,11 +48,17 @@ struct config {
     int stop_signal;
     int64_t stop_timeout_ms;
     const char **reaper, **helper;
+    const char **guest; /* the control program of a guest; NULL: a process of this kernel */
+    const char *channel_path;
+    gid_t channel_gid;
+    int64_t boot_ms, answer_ms;
+    bool adopt;
     int *helper_fds;
     size_t helper_fd_count;
     uid_t uid; /* of the workload's process, owner of its pipes */
 };
 
+bool config_restart(const char *policy, enum restart_policy *out);
 int config_read(const struct vmm_plan *plan, struct config *out, struct vmm_error *e);
 void config_free(struct config *config);
 /* The last `user` operation's uid, 0 without one. */
@@ -81,13 +90,23 @@ struct session {
     int64_t drain_until;
     uint64_t pid_start;
     int64_t started, finished;
-    char *command; /* an exec's, as events show it */
+    char *command; /* an exec's, as events show it; NULL: none are made */
+    struct flow *flow;   /* between these streams and a guest's channel */
+    bool starting;       /* an exec the guest was asked for; it has no pid yet */
+    bool unwanted;       /* and nobody waits for it any more */
 };
 
 struct attachment {
     uint16_t channel;
     bool in, out, err;
     struct session *session;
+};
+
+/* Whom a later answer is for; no client: nobody (any more). */
+struct asker {
+    struct client *client;
+    uint16_t channel;
+    bool held; /* the client's next requests wait for this answer */
 };
 
 struct client {
@@ -98,16 +117,57 @@ struct client {
     int64_t full_since;  /* NEVER: has room */
     int64_t progress_at; /* when it last took bytes */
     bool waits, waits_next, promised, stops, told; /* told: the final EXIT was sent */
+    bool starts, awaits; /* an answer to START, an answer for which its next requests wait, is due */
+    uint16_t start_channel;
     struct attachment *attachments;
     size_t attached;
 };
 
-enum phase { PHASE_WAITING, PHASE_RUNNING, PHASE_DRAINING, PHASE_RESTARTING, PHASE_ENDING };
+enum phase {
+    PHASE_WAITING,
+    PHASE_STARTING, /* a guest boots */
+    PHASE_RUNNING,
+    PHASE_DRAINING,
+    PHASE_RESTARTING,
+    PHASE_ENDING,
+};
+
+struct shim;
+
+/* What differs between a process of this kernel (local.c) and a guest (guest.c). All but `gone`, `kill`,
+ * `resize`, `ended`, `forget` and `close` return an outcome. The workload runs when they are called,
+ * but for `start`, `gone`, `forget` and `close`. */
+struct driver {
+    int (*start)(struct shim *s, struct vmm_error *e);
+    int (*exec)(struct shim *s, struct session *exec, const struct vmm_args *args,
+                const struct vmm_records *ops, struct asker asker, struct vmm_error *e);
+    /* `all`: every process of the workload. `exec` is its session to be signalled, or NULL. */
+    int (*signal)(struct shim *s, struct session *exec, int number, bool all, struct asker asker,
+                  struct vmm_error *e);
+    int (*pause)(struct shim *s, bool pause, struct asker asker, struct vmm_error *e);
+    int (*stats)(struct shim *s, struct asker asker, struct vmm_error *e);
+    int (*top)(struct shim *s, struct asker asker, struct vmm_error *e);
+    int (*update)(struct shim *s, const struct vmm_records *ops, struct vmm_error *e);
+    int (*file)(struct shim *s, const struct vmm_args *args, struct asker asker,
+                struct vmm_error *e);
+    void (*kill)(struct shim *s);
+    void (*resize)(struct shim *s, struct session *session);
+    /* The workload's process is gone: what is left of it is ended. Returns whether an OOM kill happened. */
+    bool (*ended)(struct shim *s);
+    /* Whether all of the workload is gone, so that its end can be announced. */
+    bool (*gone)(const struct shim *s);
+    void (*forget)(struct shim *s, const struct client *c);
+    void (*close)(struct shim *s);
+};
+
+extern const struct driver local_driver, guest_driver;
 
 struct shim {
     struct vmm_plan plan;
     struct config config;
+    const struct driver *driver;
     struct vmm_launcher *launcher;
+    struct guest *guest; /* NULL with a process of this kernel */
     struct state state;
     struct session workload;
     struct session *execs;
@@ -120,11 +180,16 @@ struct shim {
     int64_t helper_at, helper_started; /* when to start it again */
     unsigned helper_failures;
     bool stopping, promise_kept, answered;
+    bool first_start; /* the start under way is not a restart */
+    bool paused;
     int manual_signal;
     int64_t launched_at; /* as now_ms() */
     int64_t accept_at; /* not before: descriptors or memory were short */
     int64_t manual_until, stop_at, restart_at, backoff_ms, abandoned_at, ending_until;
 };
+
+/* listen.c: a UNIX socket (0600) in place of one that a dead shim left */
+int socket_listen(const char *path, int backlog, int *out, struct vmm_error *e);
 
 /* loop.c: what to wait for in the next round. */
 typedef void (*watch_handler)(struct shim *s, void *object, short events);
@@ -137,12 +202,25 @@ int64_t now_ns(void);
 
 /* workload.c */
 int workload_start(struct shim *s, struct vmm_error *e);
+void workload_started(struct shim *s, pid_t pid, uint64_t pid_start);
+void workload_adopted(struct shim *s);
 void workload_start_failed(struct shim *s, const struct vmm_error *e);
 void workload_exited(struct shim *s, int code, int signal);
 void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual);
-int workload_signal(struct shim *s, int signal, bool all, bool manual, struct vmm_error *e);
+int workload_signal(struct shim *s, int signal, bool all, bool manual, struct asker asker,
+                    struct vmm_error *e);
+int workload_pause(struct shim *s, bool pause, struct asker asker, struct vmm_error *e);
+/* It was paused, or goes on. */
+void workload_paused(struct shim *s, bool paused);
 void workload_tick(struct shim *s, int64_t now);
 int64_t workload_deadline(const struct shim *s);
+
+/* report.c: what the caller is told over the report descriptor */
+void report_line(int fd, const char *text);
+void report_error(int fd, struct vmm_error *e);
+/* Tell whoever waits for a start that took a while; false: nobody could be told. */
+void starters_answer(struct shim *s);
+bool starters_refuse(struct shim *s, const struct vmm_error *e);
 
 /* ending.c: the end for good */
 void ending_begin(struct shim *s);
@@ -156,8 +234,12 @@ void helper_stop(struct shim *s);
 int reaper_start(struct shim *s);
 
 /* exec.c */
-int exec_start(struct shim *s, const struct vmm_args *args, struct session **out,
-               struct vmm_error *e);
+int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
+               struct session **out, struct vmm_error *e);
+void exec_started(struct shim *s, struct session *exec, pid_t pid);
+/* The guest refused it: forget it. */
+void exec_failed(struct shim *s, struct session *exec, int code);
+void exec_abandon(struct shim *s, struct session *exec);
 struct session *exec_find(struct shim *s, const char *id);
 void exec_exited(struct shim *s, struct session *exec, int code, int signal);
 void exec_tick(struct shim *s, int64_t now);
@@ -189,6 +271,11 @@ void client_args(struct client *c, uint16_t channel, uint8_t type, uint32_t coun
 void client_error(struct client *c, uint16_t channel, const struct vmm_error *e);
 void client_refuse(struct client *c, uint16_t channel, const char *message);
 void client_exit(struct client *c, uint16_t channel, const struct state *state);
+void client_ok(struct client *c, uint16_t channel);
+void client_ok_pid(struct client *c, uint16_t channel, int64_t pid);
+struct asker client_asks(struct client *c, uint16_t channel);
+/* The client of a later answer, free to ask on; NULL when it is gone. */
+struct client *asker_client(struct asker *asker);
 void client_flush(struct client *c);
 bool client_full(const struct client *c);
 struct attachment *client_attach(struct client *c, uint16_t channel, struct session *session);
@@ -215,6 +302,8 @@ void event(const struct shim *s, const char *action, const char *const *extra);
 int platform_signals(void);
 bool platform_signal_next(int fd, int *signal);
 uint64_t platform_process_start(pid_t pid);
+/* -1 with errno; close-on-exec. */
+int platform_pidfd(pid_t pid);
 int platform_kill(int pidfd, int signal);
 bool platform_peer_allowed(int fd);
 bool platform_delivered(int fd);

@@ -19,6 +19,18 @@ static int64_t number_of(const char *text, const char *key)
     return at ? strtoll(at + strlen(key), NULL, 10) : 0;
 }
 
+/* What the shim before this one knew of a guest that runs on. */
+static void read_running(struct shim *s, const char *text)
+{
+    struct state *state = &s->state;
+    state->pid = number_of(text, "\"pid\":");
+    state->pid_start = (uint64_t)number_of(text, "\"pid_start\":");
+    state->restart_count = number_of(text, "\"restart_count\":");
+    state->manual_stop = strstr(text, "\"manual_stop\":true");
+    state->exit_code = 0;
+    state->status = strstr(text, "\"status\":\"paused\"") ? "paused" : "running";
+}
+
 /* What an earlier run left: when the workload was created, when it last ended. */
 static void read_former(struct shim *s)
 {
@@ -32,6 +44,8 @@ static void read_former(struct shim *s)
     s->state.started = number_of(text, "\"started\":");
     s->state.finished = number_of(text, "\"finished\":");
     s->state.exit_code = number_of(text, "\"exit_code\":");
+    if (s->config.adopt)
+        read_running(s, text);
 }
 
 void state_init(struct shim *s)
@@ -40,7 +54,7 @@ void state_init(struct shim *s)
     read_former(s);
     if (!s->state.created)
         s->state.created = now_ns();
-    if (s->state.finished) /* an earlier run ended: that stays true until the next one */
+    if (s->state.finished && !s->config.adopt) /* an earlier run ended: that stays true until the next one */
         s->state.status = "exited";
 }
 

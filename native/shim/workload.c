@@ -1,39 +1,21 @@
-/* The life of the workload's process: start, stop, end, restart. */
+/* The life of the workload, whatever it is: start, stop, end, restart. */
 #include "shim.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
+static const struct asker nobody;
+
 enum { BACKOFF_FIRST_MS = 100, BACKOFF_MAX_MS = 60000, STEADY_NS_MS = 10000 };
 
-static int launch(struct shim *s, struct vmm_error *e)
-{
-    struct session *w = &s->workload;
-    struct vmm_stdio io;
-    int ends[3];
-    int failed = streams_open(w, &io, ends, s->config.uid, false, e);
-    if (!failed)
-        failed = vmm_launch(s->launcher, &io, &w->pid, &w->pidfd, e);
-    streams_adopt(w, &io, ends);
-    if (failed) {
-        struct buffer queued = w->input; /* a later attempt still gets it */
-        w->input = (struct buffer){0};
-        streams_close(w);
-        w->input = queued;
-        w->pid = 0;
-    }
-    return failed ? -1 : 0;
-}
-
-static void record_start(struct shim *s)
+static void record_start(struct shim *s, pid_t pid, uint64_t pid_start)
 {
     struct state *state = &s->state;
     s->workload.ended = false;
     state->status = "running";
-    state->pid = s->workload.pid;
-    state->pid_start = platform_process_start(s->workload.pid);
+    state->pid = pid;
+    state->pid_start = pid_start;
     state->started = now_ns();
     state->exit_code = state->signal = 0;
     state->oom_killed = state->manual_stop = false;
@@ -41,28 +23,46 @@ static void record_start(struct shim *s)
     state_write(s);
 }
 
-int workload_start(struct shim *s, struct vmm_error *e)
+/* The workload runs, whoever started it. */
+static void run(struct shim *s)
 {
-    helper_start(s);
-    if (launch(s, e))
-        return -1;
     s->phase = PHASE_RUNNING;
     s->launched_at = now_ms();
-    s->restart_at = NEVER;
-    s->stopping = false;
-    record_start(s);
-    event(s, "start", NULL);
+    s->paused = false;
+    starters_answer(s);
     streams_input(&s->workload, NULL, 0); /* what was sent before the start */
-    return 0;
 }
 
-/* The first start failed: the workload stays as it was, with the error; the shim ends. */
-void workload_start_failed(struct shim *s, const struct vmm_error *e)
+void workload_started(struct shim *s, pid_t pid, uint64_t pid_start)
 {
-    s->state.exit_code = e->code;
-    snprintf(s->state.error, sizeof s->state.error, "%s", e->message);
+    record_start(s, pid, pid_start);
+    event(s, "start", NULL);
+    run(s);
+}
+
+/* A guest that runs since before this shim. */
+void workload_adopted(struct shim *s)
+{
+    s->state.status = "running";
     state_write(s);
-    ending_begin(s);
+    run(s);
+}
+
+/* FAILED leaves the phase alone; LATER: workload_started() or workload_start_failed() follows. */
+int workload_start(struct shim *s, struct vmm_error *e)
+{
+    s->first_start = s->phase == PHASE_WAITING;
+    helper_start(s);
+    int outcome = s->driver->start(s, e);
+    if (outcome == FAILED)
+        return FAILED;
+    s->restart_at = NEVER;
+    s->stopping = false;
+    if (outcome == LATER)
+        s->phase = PHASE_STARTING;
+    else
+        workload_started(s, s->workload.pid, platform_process_start(s->workload.pid));
+    return outcome;
 }
 
 static bool wants_restart(const struct shim *s)
@@ -115,16 +115,28 @@ static void after_end(struct shim *s, int64_t ran_ms)
         ending_begin(s);
 }
 
+/* The first one: the workload stays as it was, with the error; the shim ends. A restart: as an end. */
+void workload_start_failed(struct shim *s, const struct vmm_error *e)
+{
+    bool told = starters_refuse(s, e);
+    s->state.exit_code = e->code;
+    snprintf(s->state.error, sizeof s->state.error, "%s", e->message);
+    if (!s->first_start) {
+        s->state.finished = now_ns();
+        after_end(s, 0);
+        return;
+    }
+    s->answered = told;
+    state_write(s);
+    ending_begin(s);
+}
+
 static void restart(struct shim *s)
 {
     struct vmm_error e = {0};
     s->restart_at = NEVER;
-    if (workload_start(s, &e) == 0)
-        return;
-    s->state.exit_code = e.code;
-    s->state.finished = now_ns();
-    snprintf(s->state.error, sizeof s->state.error, "%s", e.message);
-    after_end(s, 0);
+    if (workload_start(s, &e) == FAILED)
+        workload_start_failed(s, &e);
 }
 
 void workload_exited(struct shim *s, int code, int signal)
@@ -133,12 +145,12 @@ void workload_exited(struct shim *s, int code, int signal)
     s->state.exit_code = code;
     s->state.signal = signal;
     s->state.finished = now_ns();
-    s->state.oom_killed = vmm_launch_oom(s->launcher);
+    s->state.oom_killed = s->driver->ended(s);
     s->state.pid = 0;
     s->state.pid_start = 0;
+    s->paused = false;
     w->pid = 0;
     vmm_close(&w->pidfd);
-    vmm_launch_kill_all(s->launcher, SIGKILL);
     streams_end(w, now_ms());
     s->phase = PHASE_DRAINING;
     s->stop_at = NEVER;
@@ -172,10 +184,7 @@ static void finish(struct shim *s)
 static void kill_now(struct shim *s)
 {
     s->stop_at = NEVER;
-    if (s->workload.pidfd < 0)
-        return;
-    platform_kill(s->workload.pidfd, SIGKILL);
-    vmm_launch_kill_all(s->launcher, SIGKILL);
+    s->driver->kill(s);
 }
 
 static void emit_kill(const struct shim *s, int signal)
@@ -198,6 +207,7 @@ static void stop_idle(struct shim *s)
  * disk before the signal is sent. */
 void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
 {
+    struct vmm_error e = {0};
     if (s->phase == PHASE_ENDING)
         return;
     s->stopping = true;
@@ -208,6 +218,8 @@ void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
     }
     if (manual)
         state_write(s);
+    if (s->phase == PHASE_STARTING)
+        kill_now(s);
     if (s->phase != PHASE_RUNNING)
         return;
     emit_kill(s, timeout_ms == 0 ? SIGKILL : signal);
@@ -215,15 +227,29 @@ void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
         kill_now(s);
         return;
     }
-    platform_kill(s->workload.pidfd, signal);
+    s->driver->signal(s, NULL, signal, false, nobody, &e);
+    if (s->paused)
+        s->driver->pause(s, false, nobody, &e);
     int64_t at = timeout_ms < 0 ? NEVER : now_ms() + timeout_ms;
     s->stop_at = at < s->stop_at ? at : s->stop_at;
 }
 
-int workload_signal(struct shim *s, int signal, bool all, bool manual, struct vmm_error *e)
+/* A signal may come while a guest boots: the one that nothing survives. */
+static int signal_starting(struct shim *s, int signal, struct vmm_error *e)
+{
+    if (s->phase != PHASE_STARTING || signal != SIGKILL)
+        return vmm_fail(e, 1, 0, s->phase == PHASE_STARTING ? "the workload is still starting"
+                                                            : "the workload is not running");
+    s->stopping = true;
+    kill_now(s);
+    return DONE;
+}
+
+int workload_signal(struct shim *s, int signal, bool all, bool manual, struct asker asker,
+                    struct vmm_error *e)
 {
     if (s->phase != PHASE_RUNNING)
-        return vmm_fail(e, 1, 0, "the workload is not running");
+        return signal_starting(s, signal, e);
     if (manual && signal == SIGKILL) {
         s->state.manual_stop = true;
         state_write(s);
@@ -232,9 +258,27 @@ int workload_signal(struct shim *s, int signal, bool all, bool manual, struct vm
         s->manual_until = now_ms() + STEADY_NS_MS;
     }
     emit_kill(s, signal);
-    if (platform_kill(s->workload.pidfd, signal))
-        return vmm_fail(e, 1, errno, "signal %d", signal);
-    return all ? vmm_launch_kill_all(s->launcher, signal) : 0;
+    return s->driver->signal(s, NULL, signal, all, asker, e);
+}
+
+void workload_paused(struct shim *s, bool paused)
+{
+    if (s->paused == paused || s->phase != PHASE_RUNNING)
+        return;
+    s->paused = paused;
+    s->state.status = paused ? "paused" : "running";
+    state_write(s);
+    event(s, paused ? "pause" : "unpause", NULL);
+}
+
+int workload_pause(struct shim *s, bool pause, struct asker asker, struct vmm_error *e)
+{
+    if (s->phase != PHASE_RUNNING)
+        return vmm_fail(e, 1, 0, "the workload is not running");
+    if (s->paused == pause)
+        return vmm_fail(e, 1, 0, pause ? "the workload is paused already"
+                                       : "the workload is not paused");
+    return s->driver->pause(s, pause, asker, e);
 }
 
 static void give_up_if_abandoned(struct shim *s, int64_t now)
@@ -249,7 +293,7 @@ void workload_tick(struct shim *s, int64_t now)
 {
     if (s->phase == PHASE_WAITING)
         give_up_if_abandoned(s, now);
-    if (s->phase == PHASE_DRAINING && !session_congested(s, &s->workload) &&
+    if (s->phase == PHASE_DRAINING && s->driver->gone(s) && !session_congested(s, &s->workload) &&
         streams_drained(&s->workload, now))
         finish(s);
     if (s->phase == PHASE_RUNNING && now >= s->stop_at)
@@ -265,7 +309,7 @@ int64_t workload_deadline(const struct shim *s)
     int64_t at = s->helper_at;
     if (s->phase == PHASE_WAITING && !s->clients)
         at = s->abandoned_at < at ? s->abandoned_at : at;
-    if (s->phase == PHASE_DRAINING && s->workload.drain_until < at)
+    if (s->phase == PHASE_DRAINING && s->driver->gone(s) && s->workload.drain_until < at)
         at = s->workload.drain_until;
     if (s->phase == PHASE_RUNNING && s->stop_at < at)
         at = s->stop_at;

@@ -1,5 +1,6 @@
 /* A coverage-guided fuzzer of what reads bytes: launch plans (records, sections, shim and host operations) and a
- * client's connection (frames, requests). `fuzz SECONDS SEED…`; a seed's first byte is `P` (plan) or `S` (stream).
+ * client's connection (frames, requests), a guest's channel. `fuzz SECONDS SEED…`; a seed's first byte is `P` (plan),
+ * `S` (stream of a client) or `G` (stream of a guest).
  * Built with -fsanitize=address,undefined and -fsanitize-coverage=trace-pc (gcc needs no more than that). An input
  * that breaks something is written to `fuzz-crash` in the working directory.
  */
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #include "../lib/internal.h"
+#include "../shim/guest.h"
 #include "../shim/shim.h"
 
 enum { LARGEST = 64 << 10, CORPUS_MAX = 4096, EDGES = 1 << 16, HANG_S = 10 };
@@ -100,6 +102,7 @@ static void run_stream(const uint8_t *data, size_t size) {
     struct session exec = {.id = "abc", .is_exec = true, .stdin_open = true, .stdin_once = true,
                            .in = -1, .out = -1, .err = -1, .slave = -1, .pidfd = -1};
     struct shim s = {.phase = PHASE_RUNNING, .execs = &exec, .listen_fd = -1, .stop_at = NEVER,
+                     .driver = &local_driver, .report_fd = -1,
                      .config = {.id = "f", .run_dir = "/nowhere", .state_path = "/nowhere/state",
                                 .boot_id = "b", .stop_signal = 15},
                      .state = {.status = "running"}};
@@ -126,6 +129,85 @@ static void run_stream(const uint8_t *data, size_t size) {
     close(pair[1]);
 }
 
+static void feed_guest(struct shim *s, const uint8_t *data, size_t size, int far) {
+    struct guest *g = s->guest;
+    for (size_t at = 0, step; at < size && g->fd >= 0; at += step) {
+        step = size - at < 700 ? size - at : 700;
+        if (buffer_append(&g->in, data + at, step))
+            abort();
+        buffer_clear(&g->out);
+        channel_process(s);
+        guest_tick(s, now_ms());
+        exec_tick(s, now_ms());
+        drain(far);
+    }
+}
+
+static void add_execs(struct shim *s) {
+    struct vmm_error e = {0};
+    for (int i = 0; i < 2; i++) {
+        struct session *exec = calloc(1, sizeof *exec);
+        if (!exec)
+            abort();
+        *exec = (struct session){.id = "abc", .is_exec = true, .stdin_open = true, .in = -1,
+                                 .out = -1, .err = -1, .slave = -1, .pidfd = -1, .tty = i,
+                                 .rows = 24, .columns = 80, .starting = i, .next = s->execs};
+        s->execs = exec;
+        if (flow_open(exec, (uint16_t)(i + 1), false, &e))
+            abort();
+        exec->flow->running = !i;
+    }
+}
+
+/* A guest that runs a workload, two execs, the second asked for, and owes a client answers on channel 0. Its control
+ * program is none: nothing is forked. */
+static void run_guest(const uint8_t *data, size_t size) {
+    struct vmm_error e = {0};
+    struct guest *g = calloc(1, sizeof *g);
+    struct shim s = {.phase = PHASE_RUNNING, .listen_fd = -1, .stop_at = NEVER, .report_fd = -1,
+                     .restart_at = NEVER, .helper_at = NEVER, .driver = &guest_driver, .guest = g,
+                     .config = {.id = "f", .run_dir = "/nowhere", .state_path = "/nowhere/state",
+                                .channel_path = "/nowhere/channel", .boot_id = "b",
+                                .boot_ms = 1000, .answer_ms = 1000},
+                     .state = {.status = "running"}};
+    int pair[2], client[2];
+    if (!g || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) ||
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, client))
+        abort();
+    g->listen_fd = g->pidfd = g->job.out = g->job.err = -1;
+    g->at = g->kill_at = g->lost_at = g->destroy_at = g->job.at = NEVER;
+    g->life = LIFE_RUNNING;
+    g->fd = pair[0];
+    g->synced = g->greeted = true;
+    s.workload = (struct session){.in = -1, .out = -1, .err = -1, .slave = -1, .pidfd = -1, .pid = 5};
+    struct client *c = connect_client(&s, client[0]);
+    add_execs(&s);
+    if (flow_open(&s.workload, 0, false, &e))
+        abort();
+    s.workload.flow->running = true;
+    struct asker asker = client_asks(c, 0), exec_asker = client_asks(c, 2);
+    ask_guest(&s, VMM_EXEC, 2, exec_asker, s.execs, "", 0, &e);
+    for (const uint8_t *type = (const uint8_t[]){VMM_STATS, VMM_TOP, VMM_SIGNAL, VMM_FILE, 0}; *type; type++)
+        ask_guest(&s, *type, 0, asker, NULL, "", 0, &e);
+    feed_guest(&s, data, size, pair[1]);
+    drain(client[1]);
+    c->dead = true;
+    clients_sweep(&s, now_ms());
+    g->life = LIFE_OFF;
+    channel_close(g);
+    asks_fail(&s, "the end");
+    for (struct session *x = s.execs; x; x = x->next) {
+        x->ended = true;
+        streams_close(x);
+    }
+    exec_tick(&s, now_ms());
+    flow_free(&s.workload);
+    end_session(&s.workload);
+    free(g);
+    close(pair[1]);
+    close(client[1]);
+}
+
 static void run_current(void) {
     uint8_t *copy = malloc(current_size); /* exact, so that the sanitizer sees a byte too far */
     if (!copy)
@@ -135,6 +217,8 @@ static void run_current(void) {
     discovered = false;
     if (current_size && copy[0] == 'P')
         run_plan(copy + 1, current_size - 1);
+    else if (current_size && copy[0] == 'G')
+        run_guest(copy + 1, current_size - 1);
     else if (current_size)
         run_stream(copy + 1, current_size - 1);
     free(copy);

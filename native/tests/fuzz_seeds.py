@@ -1,4 +1,5 @@
-"""Seeds for the fuzzer: real plans (``P…``) and real conversations (``S…``), into a directory."""
+"""Seeds for the fuzzer: real plans (``P…``) and real conversations of clients (``S…``)
+and guests (``G…``), into a directory."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ sys.path.insert(0, str(REPO))
 from tests.unit.native.launching import Case, allow  # noqa: E402
 from tests.unit.shim.shimlab import Lab, command  # noqa: E402
 from vmm.control import frames as f  # noqa: E402
-from vmm.model.launch import op  # noqa: E402
+from vmm.model.launch import encode_ops, op  # noqa: E402
 
 
 def plans(work: Path) -> list[bytes]:
@@ -56,8 +57,41 @@ def conversations() -> list[bytes]:
         f.encode(f.EXEC_SIGNAL, f.encode_args("abc", 9)),
         f.encode(f.DETACH, b"", 2),
         f.encode(f.START),
+        f.encode(f.PAUSE),
+        f.encode(f.STATS),
+        f.encode(f.TOP),
+        f.encode(
+            f.UPDATE, f.encode_args("on-failure", 3, encode_ops((op("cgroup.try", "/x", "1"),)))
+        ),
+        f.encode(f.FILE, f.encode_args("/etc/hosts", "x")),
     ]
     return [hello + b"".join(requests), *(hello + request for request in requests)]
+
+
+def guests() -> list[bytes]:
+    """What a guest says that runs two execs and was asked STATS, TOP, SIGNAL and FILE."""
+    answers = [
+        f.encode(f.OK, f.encode_args("cpu_ns=5", "memory=7")),
+        f.encode(f.LISTING, b"1\t0\t0\tS\n"),
+        f.encode(f.OK),
+        f.encode(f.OK),
+        f.encode(f.ERROR, f.encode_args(1, "file", "no such file")),
+    ]
+    frames = [
+        f.encode(f.STDOUT, b"out"),
+        f.encode(f.STDERR, b"err"),
+        f.encode(f.OK, f.encode_args(77), 2),
+        f.encode(f.STDOUT, b"x" * 3000, 2),
+        f.encode(f.OK, b"", 2),
+        f.encode(f.STDOUT, b"", 1),
+        f.encode(f.STDERR, b"", 1),
+        f.encode(f.EXIT, f.encode_args(3, 0, 0), 1),
+        f.encode(41, f.encode_args(5), 1),
+        f.encode(f.EXIT, f.encode_args(137, 9, 1)),
+    ]
+    refusal = f.encode(f.ERROR, f.encode_args(127, "exec x", "x: not found"), 2)
+    hello = f.encode(f.HELLO, f.encode_args("1.0", "guest", "state=running", "pid=4"))
+    return [b"".join(answers + frames), b"".join(frames[:3]) + hello, refusal, *frames]
 
 
 def main(target: Path) -> None:
@@ -69,6 +103,7 @@ def main(target: Path) -> None:
     target.mkdir(parents=True)
     try:
         seeds = [b"P" + plan for plan in plans(work)] + [b"S" + talk for talk in conversations()]
+        seeds += [b"G" + talk for talk in guests()]
         for number, seed in enumerate(seeds):
             (target / f"seed-{number:02}").write_bytes(seed)
     finally:

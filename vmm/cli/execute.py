@@ -106,6 +106,23 @@ def attach(
     return finish(session, tty=process.tty, stdin=stdin, keys=detach_keys, proxy=sig_proxy)
 
 
+def console(container: Container, detach_keys: Keys = None) -> None:
+    """Connect to the serial console of a virtual machine.
+
+    It shows what the guest's kernel says. The detach keys leave it. Only one reader gets
+    each byte.
+
+    Examples:
+      vmm console vm1
+      vmm console --detach-keys ctrl-] vm1
+    """
+    from vmm.control.console import converse
+
+    engine = context.engine()
+    path = engine.console(container)
+    converse(path, detach_keys=detach_keys or engine.settings.detach_keys)
+
+
 def finish(session: Session, *, tty: bool, stdin: bool, keys: str | None, proxy: bool) -> int:
     """Pump an attached workload to its end and tidy up after it."""
     wanted = {"stdout", "stderr"} | ({"stdin"} if stdin else set())

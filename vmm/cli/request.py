@@ -73,7 +73,7 @@ def build(image: str, command: Iterable[str], given: CreateOptions, log: Log) ->
         init=given.init,
         auto_remove=given.rm,
         stop_signal=one("--stop-signal", given.stop_signal, options.stop_signal),
-        stop_timeout=_whole("--stop-timeout", given.stop_timeout, low=-1, high=1 << 31),
+        stop_timeout=whole("--stop-timeout", given.stop_timeout, low=-1, high=1 << 31),
         cidfile=given.cidfile,
     )  # fmt: skip
 
@@ -92,7 +92,8 @@ def absolute(path: str) -> str:
     return path
 
 
-def _whole(flag: str, text: str | None, *, low: int, high: int) -> int | None:
+def whole(flag: str, text: str | None, *, low: int, high: int) -> int | None:
+    """The whole number of an option; None when it was not given."""
     return None if text is None else options.integer(text, flag, low=low, high=high)
 
 
@@ -109,12 +110,12 @@ def _resources(given: CreateOptions) -> Resources:
     memory = one("-m, --memory", given.memory, options.memory)
     swap = one("--memory-swap", given.memory_swap, lambda text: options.memory_swap(text, memory))
     shm = one("--shm-size", given.shm_size, options.size)
-    pids = _whole("--pids-limit", given.pids_limit, low=-1, high=1 << 22)
+    pids = whole("--pids-limit", given.pids_limit, low=-1, high=1 << 22)
     return Resources(
         memory=memory,
         memory_swap=swap,
         nano_cpus=one("--cpus", given.cpus, options.nano_cpus),
-        cpu_shares=_whole("--cpu-shares", given.cpu_shares, low=2, high=262144),
+        cpu_shares=whole("--cpu-shares", given.cpu_shares, low=2, high=262144),
         cpuset_cpus=options.cpuset(given.cpuset_cpus) if given.cpuset_cpus else "",
         pids_limit=-1 if pids == 0 else pids,
         shm_size=64 << 20 if shm is None else shm,

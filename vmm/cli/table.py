@@ -44,7 +44,17 @@ CONTAINER = entries(
           "Block until workloads stop, then print their exit codes"),
     Entry("ps", "listing:ps", "", "List workloads"),
     Entry("attach", "execute:attach", _ONE, "Attach to a running workload's streams"),
+    Entry("console", "execute:console", _ONE, "Connect to the serial console of a guest"),
     Entry("logs", "logs:logs", _ONE, "Show the logs of a workload"),
+    Entry("pause", "pause:pause", _MANY, "Pause all processes of one or more workloads"),
+    Entry("unpause", "pause:unpause", _MANY,
+          "Let all processes of one or more paused workloads go on"),
+    Entry("top", "top:top", f"{_ONE} [OPTION...]",
+          "Display the running processes of a workload", greedy=True),
+    Entry("stats", "stats:stats", f"[{_ONE}...]", "Display what workloads use"),
+    Entry("update", "update:update", _MANY, "Update the limits of one or more workloads"),
+    Entry("cp", "copy:copy", f"{_ONE}:SRC_PATH DEST_PATH|-",
+          "Copy files between a workload and the host"),
     Entry("port", "listing:port", f"{_ONE} [PORT[/PROTOCOL]]",
           "List the published ports of a workload"),
 )  # fmt: skip
@@ -115,6 +125,16 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
             Entry("ls", "networks:ls", "", "List networks"),
         ),
     ),
+    "kernel": (
+        "Manage the kernels that guests boot",
+        entries(
+            Entry("ls", "kernel:ls", "", "List kernels"),
+            Entry("add", "kernel:add", "FILE", "Add a kernel from a file"),
+            Entry("fetch", "kernel:fetch", "[PACKAGE]",
+                  "Fetch a kernel package from the host's package sources"),
+            Entry("rm", "kernel:rm", "KERNEL [KERNEL...]", "Remove one or more kernels"),
+        ),
+    ),
     "meta": (
         "Keep tag:value metadata with a workload's storage",
         entries(
@@ -134,6 +154,8 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
             Entry("prune", "system:prune", "", "Remove all that is not used"),
             Entry("boot", "system:boot", "", "Repair after a boot, and start what asks for it"),
             Entry("reap", "system:reap", _ONE, "Release what an ended workload held"),
+            Entry("libvirt", "hypervisor:libvirt", "start|stop|status",
+                  "Start, stop or look at libvirt's daemons where no service manager does"),
             Entry("teardown", "system:teardown", "",
                   "Remove the instance's bridge and firewall rules"),
         ),

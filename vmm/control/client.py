@@ -16,6 +16,10 @@ from vmm.model.errors import LaunchError, ShimLost, UsageError, VmmError
 
 #: Seconds a shim may take to answer what it can answer at once.
 ANSWER_TIMEOUT = 60.0
+#: Seconds for a start; the shim's own deadlines, a guest's boot among them, are shorter.
+START_TIMEOUT = 600.0
+#: Seconds for what a guest's control program does first (pausing).
+CONTROL_TIMEOUT = 90.0
 _SOCKET_PATH_MAX = 107
 _TIMEVAL = Struct("@ll")
 
@@ -219,8 +223,9 @@ class Control:
         return self._request(frames.STATUS)[0]
 
     def start(self) -> int:
-        """Start the workload; its pid once execve(2) succeeded. Raises LaunchError."""
-        return int(self._request(frames.START)[0])
+        """Start the workload; its pid (a guest's: the hypervisor's) once execve(2) succeeded.
+        Raises LaunchError."""
+        return int(self._request(frames.START, timeout=START_TIMEOUT)[0])
 
     def signal(self, number: int, *, all: bool = False, manual: bool = False) -> None:
         """Signal pid 1, or every process; ``manual``: when it ends, no restart follows."""
@@ -230,6 +235,59 @@ class Control:
         """Stop by hand: ``signal``, KILL after ``timeout_ms`` (-1 never, 0 at once); returns when
         the workload ended."""
         self._request(frames.STOP, signal, timeout_ms, timeout=None)
+
+    def pause(self) -> None:
+        """Hold every process still (a guest: the whole of it)."""
+        self._request(frames.PAUSE, timeout=CONTROL_TIMEOUT)
+
+    def unpause(self) -> None:
+        self._request(frames.UNPAUSE, timeout=CONTROL_TIMEOUT)
+
+    def stats(self) -> dict[str, int]:
+        """Numbers by name (native/PROTOCOL.md, "Statistics"); what is not known is left out."""
+        fields = (field.decode().partition("=") for field in self._request(frames.STATS))
+        return {name: int(value) for name, _, value in fields}
+
+    def top(self) -> list[bytes]:
+        """A line for each process, tab-separated (native/PROTOCOL.md, "Processes")."""
+        self.send(frames.TOP)
+        listing = bytearray()
+        others: list[Frame] = []
+        try:
+            frame = self._next_answer(others)
+            while frame.type == frames.LISTING:
+                listing += frame.payload
+                frame = self._next_answer(others)
+        finally:
+            self._pending.extendleft(reversed(others))
+        if frame.type == frames.ERROR:
+            raise refusal(frame)
+        return bytes(listing).splitlines()
+
+    def _next_answer(self, others: list[Frame]) -> Frame:
+        """The next OK, ERROR or LISTING on channel 0; other frames go to ``others``."""
+        wanted = (frames.OK, frames.ERROR, frames.LISTING)
+        end = monotonic() + ANSWER_TIMEOUT
+        while (frame := self.next_frame(max(0.0, end - monotonic()))) is not None:
+            if frame.channel == 0 and frame.type in wanted:
+                return frame
+            others.append(frame)
+        raise ShimLost(f"{self.path}: the shim did not answer in {ANSWER_TIMEOUT:g} s")
+
+    def update(self, policy: str = "", max_retries: int = 0, operations: bytes = b"") -> None:
+        """Change the restart policy ("" leaves it as it is), and carry out ``operations``, encoded
+        ``cgroup.write`` and ``cgroup.try``, on the running workload."""
+        self._request(frames.UPDATE, policy, max_retries, operations)
+
+    def file(self, path: str, content: bytes) -> None:
+        """New content of a file that was generated for a guest; ``content`` below 64 KiB. VmmError
+        for a workload that sees the host's own file."""
+        payload = encode_args(path, content)
+        if len(payload) > frames.MAX_PAYLOAD:
+            raise VmmError(
+                f"{path}: {len(content)} bytes are more than a guest can be sent at once"
+            )
+        self._request(frames.FILE, path, content)
 
     def wait(self, *, promise: bool = False, timeout: float | None = None) -> Exit:
         """Wait for the end for good; with ``promise`` this client will reap."""

@@ -48,7 +48,7 @@ def _parse_key(key: str, text: str) -> int:
     )
 
 
-class _Detector:
+class Detector:
     """Finds the detach keys in what is typed; a beginning of them is held back."""
 
     def __init__(self, keys: bytes) -> None:
@@ -145,14 +145,14 @@ def _noted(number: int, frame: object) -> None:
     """The wake-up descriptor carries the signal."""
 
 
-class _RawMode:
+class RawMode:
     """The local terminal without echo, line editing and signal keys (termios(3), raw mode)."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._former: list[object] | None = None
 
-    def __enter__(self) -> _RawMode:
+    def __enter__(self) -> RawMode:
         self.apply()
         return self
 
@@ -198,9 +198,9 @@ class _Pump:
         self._stdin = stdin_fd
         self._sinks = sinks
         self._tty = tty
-        self._detector = _Detector(keys)
+        self._detector = Detector(keys)
 
-    def run(self, signals: _Signals, raw: _RawMode) -> int | None:
+    def run(self, signals: _Signals, raw: RawMode) -> int | None:
         try:
             self.send_size()
             while True:
@@ -287,7 +287,7 @@ class _Pump:
             self._control.send(frames.DETACH, encode_args(), self._channel)
             raise _Ended(None)
 
-    def _on_signals(self, numbers: bytes, raw: _RawMode) -> None:
+    def _on_signals(self, numbers: bytes, raw: RawMode) -> None:
         for number in numbers:
             if number == signal.SIGWINCH:
                 self.send_size()
@@ -352,7 +352,7 @@ def pump(
     session = _Pump(control, channel, exec_id, stdin_fd, sinks, tty, keys)
     wanted = (*_FATAL, "SIGWINCH", "SIGCONT") if tty else _PROXIED if proxy_signals else ()
     try:
-        with _Signals(wanted) as signals, _RawMode(stdin_fd if tty else None) as raw:
+        with _Signals(wanted) as signals, RawMode(stdin_fd if tty else None) as raw:
             code = session.run(signals, raw)
     except _Killed as killed:
         _die(killed.number)

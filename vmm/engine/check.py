@@ -8,9 +8,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmm.engine import lifecycle, recovery
+from vmm.engine import guests, launching, lifecycle, recovery
 from vmm.engine.context import Context
-from vmm.engine.status import mend, observe, shim_alive
+from vmm.engine.status import LIVE, mend, observe, shim_alive
 from vmm.model.errors import CorruptStore, NotFound
 from vmm.model.ids import HEX64, short
 
@@ -27,8 +27,10 @@ def check(ctx: Context, *, repair: bool) -> list[str]:
     faults += _check_workloads(ctx, repair)
     faults += _check_runs(ctx, repair)
     faults += _check_cgroups(ctx, repair)
+    faults += guests.check(ctx, repair=repair)
     faults += _check_files(ctx, repair)
     faults += ctx.images.check()
+    faults += ctx.disks.check()
     faults += ctx.network.warnings()
     if repair:
         _sweep_stores(ctx)
@@ -98,6 +100,10 @@ def _check_one(ctx: Context, workload: str, name: str | None, repair: bool) -> l
             with ctx.lock(workload):
                 mend(ctx, workload)
         return [*faults, error.message]
+    if state.status in LIVE and not shim_alive(state):
+        faults.append(f"{shown}: it runs on, but its shim is lost")
+        if repair:
+            launching.adopt(ctx, workload)
     if recorded.status != state.status:
         faults.append(f"{shown}: recorded as {recorded.status}: {state.error}")
         if repair:
@@ -216,3 +222,4 @@ def _sweep_stores(ctx: Context) -> None:
         ctx.layers.prune_temporary()
         ctx.images.blobs.prune_temporary()
     ctx.volumes.prune_temporary()
+    ctx.disks.prune()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +27,11 @@ from vmm.state.journal import Journal
 from vmm.state.workloads import WorkloadStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.guest.roots import DiskDriver
     from vmm.image.store import ImageStore
-    from vmm.model.backend import Backend, HostFacts
+    from vmm.model.backend import Backend, BackendOptions, HostFacts, RootLayout
     from vmm.model.network import NetworkRecord
     from vmm.model.spec import WorkloadSpec
     from vmm.network.names import NameService
@@ -36,7 +40,10 @@ if TYPE_CHECKING:
     from vmm.storage.volumes import VolumeStore
 
 #: Below the instance's root; 0710 keeps other users out (and lets a group through later).
-DIRECTORIES = ("workloads", "images", "layers", "volumes", "networks", "journal", "cache", "builds")
+DIRECTORIES = (
+    "workloads", "images", "layers", "volumes", "networks", "journal", "cache", "guest", "kernels",
+    "builds",
+)  # fmt: skip
 
 
 class Context:
@@ -48,6 +55,7 @@ class Context:
         self.run_dir = settings.run_dir
         #: What the user should be told beside the result; a face prints and clears it.
         self.notices: list[str] = []
+        self._held = threading.local()
         self._prepare_directories()
 
     def _prepare_directories(self) -> None:
@@ -61,7 +69,7 @@ class Context:
             for name in DIRECTORIES:
                 (self.root / name).mkdir(mode=0o710, exist_ok=True)
             self.run_dir.parent.mkdir(mode=0o711, exist_ok=True)
-            self.run_dir.mkdir(mode=0o700, exist_ok=True)
+            self.run_dir.mkdir(mode=0o711, exist_ok=True)
             (self.run_dir / "locks").mkdir(mode=0o700, exist_ok=True)
         except PermissionError as error:
             raise HostError(
@@ -141,6 +149,34 @@ class Context:
         return OverlayDriver(self.root / "layers")
 
     @cached_property
+    def disks(self) -> DiskDriver:
+        """Roots of guests: disk images of the same layers."""
+        from vmm.guest.roots import DiskDriver
+
+        return DiskDriver(
+            self.root,
+            self.layers,
+            libexec=self.settings.libexec_dir,
+            kernel=self.settings.kernel,
+            size=self.settings.guest_disk,
+        )
+
+    def root_layout(self, backend: str, chain_ids: Sequence[str], workload: str) -> RootLayout:
+        """A workload's root of these layers, as its backend needs it; made if it is missing."""
+        directory = self.store.path(workload)
+        if self.backend(backend).storage == "overlay":
+            return self.layers.prepare(chain_ids, directory)
+        hypervisor = self.facts(backend).hypervisor
+        assert hypervisor is not None, f"backend {backend} has disks, but no hypervisor"
+        return self.disks.prepare(
+            chain_ids,
+            directory,
+            uid=hypervisor.uid,
+            gid=hypervisor.gid,
+            emulated=hypervisor.accelerator == "tcg",
+        )
+
+    @cached_property
     def images(self) -> ImageStore:
         from vmm.image.store import ImageStore
 
@@ -198,8 +234,19 @@ class Context:
         from vmm.engine.backends import load
 
         if name not in self._backends:
-            self._backends[name] = load(name)
+            self._backends[name] = load(name, self.options)
         return self._backends[name]
+
+    @property
+    def options(self) -> BackendOptions:
+        """What backends are made with."""
+        from vmm.model.backend import BackendOptions
+
+        return BackendOptions(
+            mark=self.settings.mark,
+            libvirt_uri=self.settings.libvirt_uri,
+            cache=str(self.root / "cache"),
+        )
 
     def facts(self, name: str) -> HostFacts:
         cache: dict[str, HostFacts] = self.__dict__.setdefault("_facts", {})
@@ -238,9 +285,22 @@ class Context:
             libexec=str(self.settings.libexec_dir),
         )
 
-    def lock(self, name: str, *, shared: bool = False) -> contextlib.AbstractContextManager[int]:
-        """A lock of this instance: ``instance``, ``images``, ``network`` or a workload's id."""
-        return locked(self.run_dir / "locks" / name, shared=shared, timeout=60)
+    @contextlib.contextmanager
+    def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """A lock of this instance: ``instance``, ``images``, ``network`` or a workload's id.
+
+        One that this thread holds already is not taken again.
+        """
+        held: set[str] = self._held.__dict__.setdefault("names", set())
+        if name in held:
+            yield
+            return
+        with locked(self.run_dir / "locks" / name, shared=shared, timeout=60):
+            held.add(name)
+            try:
+                yield
+            finally:
+                held.discard(name)
 
     @contextlib.contextmanager
     def workload(self, reference: str) -> Iterator[str]:

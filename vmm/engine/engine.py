@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
 
 from vmm.engine.context import Context
 from vmm.model.backend import Capability
 from vmm.model.errors import NotFound, VmmError
-from vmm.model.request import BuildRequest, CreateRequest, ExecRequest
+from vmm.model.request import BuildRequest, CreateRequest, ExecRequest, UpdateRequest
 from vmm.model.spec import WorkloadSpec
 from vmm.settings import Settings
 
 if TYPE_CHECKING:
     from vmm.engine.logs import LogLine
+    from vmm.engine.processes import Listing
     from vmm.engine.sessions import Session
+    from vmm.engine.statistics import Monitor
     from vmm.engine.views import WorkloadView
     from vmm.model.image import Image
     from vmm.model.network import NetworkRecord
@@ -90,6 +92,68 @@ class Engine:
         from vmm.engine import lifecycle
 
         lifecycle.remove(self.ctx, reference, force=force, volumes=volumes)
+
+    def console(self, reference: str) -> str:
+        """Path of the terminal device that is the workload's console."""
+        from vmm.engine import sessions
+
+        return sessions.console(self.ctx, reference)
+
+    def pause(self, reference: str) -> None:
+        from vmm.engine import pausing
+
+        pausing.pause(self.ctx, reference)
+
+    def unpause(self, reference: str) -> None:
+        from vmm.engine import pausing
+
+        pausing.unpause(self.ctx, reference)
+
+    def top(self, reference: str, options: Sequence[str] = ()) -> Listing:
+        """The processes, with the columns that these options of ps(1) ask for."""
+        from vmm.engine import processes
+
+        return processes.top(self.ctx, reference, options)
+
+    def stats(self, references: Sequence[str], *, everything: bool = False) -> Monitor:
+        """What the workloads named (none: all that run) use, to be sampled again and again."""
+        from vmm.engine import statistics
+
+        return statistics.Monitor(self.ctx, references, everything=everything)
+
+    def update(self, reference: str, request: UpdateRequest) -> None:
+        """Change limits and restart policy, of a running workload at once."""
+        from vmm.engine import updating
+
+        updating.update(self.ctx, reference, request)
+
+    def copy_out(
+        self, reference: str, path: str, target: str, *, archive: bool, follow: bool
+    ) -> int:
+        """Copy ``path`` of a workload to the host's ``target``; the bytes of the files."""
+        from vmm.engine import copying
+
+        return copying.copy_out(self.ctx, reference, path, target, archive=archive, follow=follow)
+
+    def copy_in(
+        self, source: str, reference: str, path: str, *, archive: bool, follow: bool
+    ) -> int:
+        """Copy the host's ``source`` to ``path`` in a workload; the bytes of the files."""
+        from vmm.engine import copying
+
+        return copying.copy_in(self.ctx, source, reference, path, archive=archive, follow=follow)
+
+    def tar_out(self, reference: str, path: str, target: IO[bytes], *, follow: bool) -> None:
+        """Write ``path`` of a workload as a tar archive."""
+        from vmm.engine import copying
+
+        copying.tar_out(self.ctx, reference, path, target, follow=follow)
+
+    def tar_in(self, source: IO[bytes], reference: str, path: str) -> None:
+        """Unpack a tar archive in the directory ``path`` of a workload."""
+        from vmm.engine import copying
+
+        copying.tar_in(self.ctx, source, reference, path)
 
     def wait(self, reference: str) -> int:
         from vmm.engine import sessions
@@ -255,6 +319,9 @@ class Engine:
         return check(self.ctx, repair=repair)
 
     def rebuild(self) -> list[str]:
+        from vmm.engine import guests
+
+        guests.restore(self.ctx)
         return self.ctx.rebuild_index()
 
     def prune(self, *, all_images: bool = False, volumes: bool = False) -> dict[str, Any]:
@@ -275,4 +342,4 @@ class Engine:
     def backends(self) -> list[tuple[str, list[Capability]]]:
         from vmm.engine import backends
 
-        return backends.probe()
+        return backends.probe(self.ctx.options)

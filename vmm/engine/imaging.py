@@ -26,9 +26,11 @@ def remove(ctx: Context, reference: str, *, force: bool) -> list[str]:
     recover(ctx)
     with ctx.lock("images"):
         running = [row.name for row in ctx.index.rows() if shown(ctx, row.id).status in LIVE]
-        return list(
+        lines = list(
             ctx.images.remove(reference, force=force, in_use=images_in_use(ctx), running=running)
         )
+        ctx.disks.prune()
+        return lines
 
 
 def import_image(

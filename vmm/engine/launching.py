@@ -13,7 +13,7 @@ import msgspec
 from vmm.engine.context import Context, boot_id
 from vmm.engine.recovery import recover
 from vmm.engine.status import LIVE, settle, shim_alive
-from vmm.engine.users import resolve_user
+from vmm.engine.users import inside, resolve_user
 from vmm.model.backend import (
     CompileInput,
     Endpoint,
@@ -21,7 +21,7 @@ from vmm.model.backend import (
     RootLayout,
     User,
 )
-from vmm.model.errors import Conflict, UsageError
+from vmm.model.errors import Conflict, CorruptStore, ShimLost, UsageError
 from vmm.model.ids import link_name, short
 from vmm.model.spec import Mount, Port, WorkloadSpec
 from vmm.model.state import Attachment
@@ -29,6 +29,7 @@ from vmm.ports.files import atomic_write
 
 if TYPE_CHECKING:
     from vmm.control.client import Control
+    from vmm.model.launch import LaunchPlan
     from vmm.network.ports import PublishedPort
 
 ATTACHMENT = "network.json"
@@ -38,7 +39,13 @@ def connect(ctx: Context, workload: str) -> Control:
     """A connection to the workload's shim; ShimLost when there is none."""
     from vmm.control.client import Control
 
-    return Control.connect(str(ctx.run_dir / short(workload) / "ctl.sock"))
+    path = str(ctx.run_dir / short(workload) / "ctl.sock")
+    try:
+        return Control.connect(path)
+    except ShimLost:
+        if not adopt(ctx, workload):
+            raise
+    return Control.connect(path)
 
 
 @contextlib.contextmanager
@@ -52,6 +59,10 @@ def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Contro
     with ctx.workload(reference) as workload:
         state = settle(ctx, workload)
         spec = ctx.store.read(workload)
+        if state.status == "paused":
+            raise Conflict(
+                "cannot start a paused container, try unpause instead", f"vmm unpause {spec.name}"
+            )
         if state.status in LIVE or shim_alive(state):
             yield spec, None
             return
@@ -78,10 +89,64 @@ def spawn(ctx: Context, spec: WorkloadSpec) -> None:
     backend.cleanup(bare_input(ctx, spec))
     with contextlib.ExitStack() as sockets:
         given, fds = prepare(ctx, spec, sockets)
-        plan = Path(given.paths.directory) / "launch.plan"
-        atomic_write(plan, backend.compile(given).encode())
         _run_directory(given.paths.run)
-        spawn_shim(given.paths.libexec, str(plan), fds)
+        backend.prepare(given, write_plan(ctx, given))
+        spawn_shim(given.paths.libexec, _plan_path(given), fds)
+
+
+def _plan_path(given: CompileInput) -> str:
+    return f"{given.paths.directory}/launch.plan"
+
+
+def write_plan(ctx: Context, given: CompileInput) -> LaunchPlan:
+    """Compile, and keep the plan and its documents beside the spec."""
+    plan = ctx.backend(given.spec.backend).compile(given)
+    atomic_write(Path(_plan_path(given)), plan.encode())
+    for name, text in plan.documents:
+        atomic_write(Path(given.paths.directory) / name, text.encode())
+    return plan
+
+
+def record(ctx: Context, spec: WorkloadSpec) -> None:
+    """Where the platform keeps definitions too, tell it of a new or changed spec."""
+    backend = ctx.backend(spec.backend)
+    if backend.keeps_spec:
+        given = compile_input(ctx, spec)
+        backend.record(given, backend.compile(given))
+
+
+def adopt(ctx: Context, workload: str) -> bool:
+    """Give a workload that lost its shim, but runs on, a new one; whether it has one now."""
+    from vmm.control.spawn import spawn_shim
+
+    if not _may_outlive(ctx, workload):
+        return False
+    with ctx.lock(workload):
+        state = ctx.store.state(workload)
+        if state.status not in LIVE or state.boot_id != boot_id():
+            return False
+        if shim_alive(state):
+            return True
+        spec = ctx.store.read(workload)
+        backend = ctx.backend(spec.backend)
+        if not backend.outlives_shim or not backend.alive(bare_input(ctx, spec)):
+            return False
+        bound = msgspec.structs.replace(spec.network, ports=attachment(ctx, workload).ports)
+        with contextlib.ExitStack() as sockets:
+            given, fds = prepare(ctx, msgspec.structs.replace(spec, network=bound), sockets)
+            given = msgspec.structs.replace(given, adopt=True)
+            write_plan(ctx, given)
+            _run_directory(given.paths.run)
+            spawn_shim(given.paths.libexec, _plan_path(given), fds)
+    return True
+
+
+def _may_outlive(ctx: Context, workload: str) -> bool:
+    """Whether it is worth to take the workload's lock, which a caller that ends it holds."""
+    with contextlib.suppress(CorruptStore):
+        if ctx.store.state(workload).status in LIVE:
+            return ctx.backend(ctx.store.read(workload).backend).outlives_shim
+    return False
 
 
 def _run_directory(path: str) -> None:
@@ -106,7 +171,7 @@ def prepare(
 def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
     """All that compile() looks at, as the host and the image are now."""
     image = ctx.images.resolve(spec.image_id)
-    layout = ctx.layers.prepare(image.chain_ids, ctx.store.path(spec.id))
+    layout = ctx.root_layout(spec.backend, image.chain_ids, spec.id)
     user = user_of(ctx, spec, layout)
     return msgspec.structs.replace(
         bare_input(ctx, spec),
@@ -118,7 +183,21 @@ def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
         endpoint=_endpoint(ctx, spec),
         seccomp=ctx.seccomp(spec),
         reaper=ctx.reaper(spec.id),
+        files={} if ctx.backend(spec.backend).shares_files else generated_files(ctx, spec.id),
     )
+
+
+def generated_files(ctx: Context, workload: str) -> dict[str, str]:
+    """The texts of a workload's own /etc files, as they were written last."""
+    paths = ctx.paths(workload)
+    files = {
+        "/etc/hosts": paths.hosts,
+        "/etc/hostname": paths.hostname,
+        "/etc/resolv.conf": paths.resolv_conf,
+    }
+    return {
+        inside: Path(path).read_text() for inside, path in files.items() if os.path.exists(path)
+    }
 
 
 def _bind(ctx: Context, spec: WorkloadSpec) -> list[PublishedPort]:
@@ -138,6 +217,7 @@ def bare_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
         paths=ctx.paths(spec.id),
         cgroup_parent=ctx.settings.mark,
         boot_id=boot_id(),
+        guest_memory=ctx.settings.guest_memory,
     )
 
 
@@ -203,7 +283,7 @@ def user_of(ctx: Context, spec: WorkloadSpec, layout: RootLayout) -> User:
     """The user the workload runs as, by the files of its own root."""
     view = ctx.layers.view(layout)
     try:
-        return resolve_user(view, spec.process.user)
+        return resolve_user(inside(view), spec.process.user)
     finally:
         os.close(view)
 
@@ -256,6 +336,7 @@ def running(ctx: Context, reference: str) -> WorkloadSpec:
         raise Conflict(
             f"Container {row.id} is not running" if state.status != "paused" else
             f"Container {reference} is paused, unpause the container first",
-            f"start it: vmm start {row.name}",
+            f"start it: vmm start {row.name}" if state.status != "paused" else
+            f"vmm unpause {row.name}",
         )  # fmt: skip
     return ctx.store.read(row.id)

@@ -54,7 +54,10 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
             pids_limit=ctx.settings.pids_limit,
             reference=request.image,
         )
-        chosen, reason = backends.choose(_wanted(ctx, request), spec.os, spec.architecture)
+        wanted = _wanted(ctx, request)
+        chosen, reason = backends.choose(wanted, spec.os, spec.architecture, ctx.options)
+        if wanted == "vm":
+            ctx.notices.append(f"backend {chosen}: {reason}")
         spec = msgspec.structs.replace(spec, backend=chosen, backend_reason=reason)
         facts = ctx.facts(chosen)
         spec = clamp_defaults(spec, request, facts)
@@ -63,6 +66,7 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
         with ctx.journal.begin("create", spec.id) as undo:
             spec = _claim(ctx, spec, undo, generated=not request.name)
             _make(ctx, spec, image.chain_ids, undo)
+            launching.record(ctx, spec)
             if request.cidfile:
                 _write_cidfile(request.cidfile, spec.id)
     ctx.events.append("container", "create", spec.id, image=spec.image, name=spec.name)
@@ -118,7 +122,7 @@ def _make(ctx: Context, spec: WorkloadSpec, chain_ids: tuple[str, ...], undo: Un
     undo.push(lambda: ctx.store.delete(spec.id, remove_tree))
     directory.mkdir(mode=0o710)
     (directory / "exec").mkdir(mode=0o700)
-    layout = ctx.layers.prepare(chain_ids, directory)
+    layout = ctx.root_layout(spec.backend, chain_ids, spec.id)
     new = {m.target: new_id() for m in spec.mounts if m.kind == "volume" and not m.source}
     if new:
         # Read by undo_create() should this process be killed before the spec is written.
@@ -180,7 +184,7 @@ def stop(
     spec = ctx.store.read(ctx.index.lookup(reference).id)
     seconds = spec.stop_timeout if timeout is None else timeout
     milliseconds = -1 if seconds < 0 else seconds * 1000
-    if shim_alive(ctx.store.state(spec.id)):
+    if shim_alive(ctx.store.state(spec.id)) or launching.adopt(ctx, spec.id):
         end_shim(ctx, spec.id, number(signal or spec.stop_signal), milliseconds)
     reap(ctx, spec.id, keep=keep)
 
@@ -231,7 +235,9 @@ def rename(ctx: Context, reference: str, name: str) -> None:
         spec = ctx.store.read(workload)
         ctx.index.rename(workload, check_name(name))
         undo.push(lambda: ctx.index.rename(workload, spec.name))
-        ctx.store.write(msgspec.structs.replace(spec, name=name))
+        renamed = msgspec.structs.replace(spec, name=name)
+        ctx.store.write(renamed)
+        launching.record(ctx, renamed)
     if spec.network.mode == "bridge":
         rewrite_hosts(ctx)
     ctx.events.append("container", "rename", workload, name=name, oldName=spec.name)
@@ -271,6 +277,7 @@ def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
     with ctx.journal.begin("remove", workload, volumes=volumes):
         spec = _spec_or_remains(ctx, workload)
         release(ctx, spec)
+        ctx.backend(spec.backend).forget(launching.bare_input(ctx, spec))
         if volumes or spec.auto_remove:
             _drop_volumes(ctx, spec)
         ctx.store.delete(workload, remove_tree)

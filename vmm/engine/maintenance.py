@@ -44,7 +44,7 @@ def info(ctx: Context) -> dict[str, Any]:
         "ServerVersion": __version__,
         "Backends": {
             name: {"available": caps[0].available, "reason": caps[0].reason}
-            for name, caps in backends.probe()
+            for name, caps in backends.probe(ctx.options)
             if name != "network"
         },
         "Settings": dict(ctx.settings.sources),
@@ -86,7 +86,7 @@ def df(ctx: Context) -> list[dict[str, Any]]:
     kept = {chain for image in images if image.id in used for chain in image.chain_ids}
     image_bytes = sum(ctx.layers.size(chain) for chain in layers)
     running = [row for row in rows if shown(ctx, row.id).status in LIVE]
-    writable = {row.id: ctx.layers.usage(str(ctx.store.path(row.id) / "upper")) for row in rows}
+    writable = {row.id: _written(ctx, row.id) for row in rows}
     idle = sum(size for i, size in writable.items() if i not in {r.id for r in running})
     volumes = ctx.volumes.list()
     in_use = volumes_in_use(ctx)
@@ -98,6 +98,14 @@ def df(ctx: Context) -> list[dict[str, Any]]:
         _row("Containers", len(rows), len(running), sum(writable.values()), idle),
         _row("Local Volumes", len(volumes), len(in_use), sum(sizes.values()), free_volumes),
     ]
+
+
+def _written(ctx: Context, workload: str) -> int:
+    """Bytes that a workload's own files, or its disk, take."""
+    directory = ctx.store.path(workload)
+    with contextlib.suppress(FileNotFoundError):
+        return ctx.layers.usage(str(directory / "upper"))
+    return ctx.disks.usage(directory)
 
 
 def _row(kind: str, total: int, active: int, size: int, reclaimable: int) -> dict[str, Any]:
@@ -146,11 +154,12 @@ def prune(ctx: Context, *, all_images: bool, volumes: bool) -> dict[str, Any]:
         images = ctx.images.prune(
             in_use=set(images_in_use(ctx)), everything=all_images, min_age=_sparing(ctx)
         )
+        freed = images.freed + ctx.disks.prune()
     return {
         "containers": removed,
         "volumes": dropped,
         "images": list(images.lines),
-        "freed": images.freed,
+        "freed": freed,
     }
 
 

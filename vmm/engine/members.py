@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmm.engine.context import Context
 from vmm.engine.launching import ATTACHMENT
-from vmm.model.errors import CorruptStore
+from vmm.model.errors import CorruptStore, VmmError
 from vmm.model.ids import short
 from vmm.model.network import Member
 from vmm.model.spec import WorkloadSpec
@@ -56,7 +56,23 @@ def members(
 def rewrite_hosts(ctx: Context, *, leaving: str = "", joining: WorkloadSpec | None = None) -> None:
     """Let every running member know every other, under the network's lock."""
     gateway = ctx.network.inspect("bridge").gateway
-    ctx.names.update(gateway, lambda: members(ctx, leaving=leaving, joining=joining))
+    changed = ctx.names.update(gateway, lambda: members(ctx, leaving=leaving, joining=joining))
+    for workload in changed:
+        if not joining or workload != joining.id:
+            _push(ctx, workload)
+
+
+def _push(ctx: Context, workload: str) -> None:
+    """Hand the new hosts file to a member that does not see the host's own; one that cannot take
+    it now (it just starts or ends) reads it at its next start."""
+    from vmm.control.client import Control
+
+    with contextlib.suppress(VmmError, OSError):
+        if ctx.backend(ctx.store.read(workload).backend).shares_files:
+            return
+        text = Path(ctx.paths(workload).hosts).read_bytes()
+        with Control.connect(str(ctx.run_dir / short(workload) / "ctl.sock"), 2.0) as control:
+            control.file("/etc/hosts", text)
 
 
 def write_own_files(ctx: Context, spec: WorkloadSpec) -> None:

@@ -99,5 +99,7 @@ def change_metadata(ctx: Context, reference: str, changes: dict[str, str | None]
                 metadata.pop(key, None)
             else:
                 metadata[key] = value
-        ctx.store.write(msgspec.structs.replace(spec, metadata=metadata))
+        changed = msgspec.structs.replace(spec, metadata=metadata)
+        ctx.store.write(changed)
+        launching.record(ctx, changed)
     ctx.events.append("container", "update", workload, name=spec.name)

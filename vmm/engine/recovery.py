@@ -49,6 +49,12 @@ def _settle(ctx: Context, entry: Entry) -> None:
         _settle_start(ctx, workload)
     elif entry.action == "rename":
         _settle_rename(ctx, workload)
+    elif entry.action == "update":
+        from vmm.engine import launching, updating
+
+        spec = ctx.store.read(workload)
+        updating.apply(ctx, spec)
+        launching.record(ctx, spec)
 
 
 def _settle_start(ctx: Context, workload: str) -> None:
@@ -65,9 +71,13 @@ def _settle_rename(ctx: Context, workload: str) -> None:
     """The index claimed the new name first: the spec follows."""
     import msgspec
 
+    from vmm.engine import launching
+
     spec, row = ctx.store.read(workload), ctx.index.lookup(workload)
     if spec.name != row.name:
-        ctx.store.write(msgspec.structs.replace(spec, name=row.name))
+        spec = msgspec.structs.replace(spec, name=row.name)
+        ctx.store.write(spec)
+    launching.record(ctx, spec)
 
 
 def abandoned_builds(ctx: Context) -> list[str]:

@@ -13,9 +13,9 @@ from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.resolve import merge_env
 from vmm.engine.status import observe
-from vmm.engine.users import resolve_user
-from vmm.model.backend import ExecInput, User
-from vmm.model.errors import Conflict, ShimLost
+from vmm.engine.users import inside, resolve_user
+from vmm.model.backend import Console, ExecInput, User
+from vmm.model.errors import Conflict, ShimLost, Unsupported
 from vmm.model.ids import new_id
 from vmm.model.request import ExecRequest
 from vmm.model.spec import WorkloadSpec
@@ -88,14 +88,20 @@ def exec_(ctx: Context, reference: str, request: ExecRequest) -> Session | None:
 
 
 def _user(ctx: Context, spec: WorkloadSpec, request: ExecRequest) -> User:
-    """Resolved in the running root, reached through the process and opened as a root of its own."""
+    """Resolved by the files of the running root."""
+    text = spec.process.user if request.user is None else request.user
+    if not ctx.backend(spec.backend).shares_files:
+        from vmm.engine.archives import reader
+
+        return resolve_user(reader(ctx, spec), text)
+    # Reached through the process, and opened as a root of its own.
     pid = observe(ctx, spec.id).pid
     try:
         root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         raise Conflict(f"Container {spec.id} is not running") from None
     try:
-        return resolve_user(root, spec.process.user if request.user is None else request.user)
+        return resolve_user(inside(root), text)
     finally:
         os.close(root)
 
@@ -130,6 +136,18 @@ def wait(ctx: Context, reference: str) -> int:
     with contextlib.suppress(ShimLost), launching.connect(ctx, row.id) as control:
         return control.wait().code
     return observe(ctx, row.id).exit_code
+
+
+def console(ctx: Context, reference: str) -> str:
+    """The terminal device of a running workload's own console; Unsupported where it has none."""
+    spec = launching.running(ctx, reference)
+    backend = ctx.backend(spec.backend)
+    if not isinstance(backend, Console):
+        raise Unsupported(
+            f"backend {spec.backend} gives workloads no console of their own",
+            f"use vmm attach {spec.name}, or vmm exec -it {spec.name} sh",
+        )
+    return backend.console(launching.bare_input(ctx, spec))
 
 
 def resize(ctx: Context, reference: str, rows: int, columns: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import msgspec
 
 from vmm.engine.context import Context, alive, boot_id
-from vmm.model.errors import CorruptStore, ShimLost
+from vmm.model.errors import CorruptStore, HostError, ShimLost
 from vmm.model.state import State
 
 #: Exit code recorded for a workload that a reboot of the host ended (Docker's).
@@ -26,7 +27,21 @@ def observe(ctx: Context, workload: str) -> State:
         return state
     if state.boot_id != boot_id():
         return _ended(state, REBOOTED, 0, "host rebooted")
+    if _runs_alone(ctx, workload):
+        return state
     return _ended(state, 137, 9, "shim lost")
+
+
+def _runs_alone(ctx: Context, workload: str) -> bool:
+    """Whether the workload goes on without its shim, as a guest does; the next command that needs
+    a shim gives it a new one."""
+    from vmm.engine.launching import bare_input
+
+    with contextlib.suppress(CorruptStore, HostError):
+        spec = ctx.store.read(workload)
+        backend = ctx.backend(spec.backend)
+        return backend.outlives_shim and backend.alive(bare_input(ctx, spec))
+    return False
 
 
 def shown(ctx: Context, workload: str) -> State:
@@ -61,8 +76,6 @@ def settle(ctx: Context, workload: str) -> State:
 
 def mend(ctx: Context, workload: str) -> None:
     """Write a damaged state anew (the lock is held): what the shim says, or that it is lost."""
-    import contextlib
-
     from vmm.engine.launching import connect
 
     with contextlib.suppress(CorruptStore):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from vmm.model.backend import User
 from vmm.model.errors import LaunchError
@@ -13,15 +14,18 @@ from vmm.ports.kernel import openat2
 LIMIT = 1 << 20
 MAX_ID = 2**31 - 1
 
+#: Gives the text of a file by its path in the root ("etc/passwd"); "" when it is missing.
+Reader = Callable[[str], str]
 
-def resolve_user(root: int, text: str) -> User:
-    """``user[:group]`` by name or number, in the root directory ``root`` (a descriptor).
+
+def resolve_user(read: Reader, text: str) -> User:
+    """``user[:group]`` by name or number, by the files of a root that ``read`` gives.
 
     As Docker does: a numeric user need not exist; a name must.  Without a group, the user's
     primary and supplementary groups hold.
     """
     wanted, _, group = text.partition(":")
-    passwd = [line for line in _lines(root, "etc/passwd") if len(line) >= 7]
+    passwd = [line for line in _lines(read("etc/passwd")) if len(line) >= 7]
     entry = _entry(passwd, wanted or "0")
     if entry is not None:
         uid, gid, home = int(entry[2]), int(entry[3]), entry[5] or "/"
@@ -32,7 +36,7 @@ def resolve_user(root: int, text: str) -> User:
             f"unable to find user {wanted}: no matching entries in passwd file",
             hint="use a number, or a user that the image has",
         )
-    groups = [line for line in _lines(root, "etc/group") if len(line) >= 4]
+    groups = [line for line in _lines(read("etc/group")) if len(line) >= 4]
     if group:
         return User(uid=uid, gid=_gid(groups, group), home=home)
     name = entry[0] if entry else ""
@@ -63,8 +67,13 @@ def _numeric(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID
 
 
-def _lines(root: int, path: str) -> list[list[str]]:
-    return [line.split(":") for line in read_inside(root, path).splitlines()]
+def _lines(text: str) -> list[list[str]]:
+    return [line.split(":") for line in text.splitlines()]
+
+
+def inside(root: int) -> Reader:
+    """Reads in the root directory ``root`` (a descriptor), which stays the caller's."""
+    return lambda path: read_inside(root, path)
 
 
 def read_inside(root: int, path: str, limit: int = LIMIT) -> str:

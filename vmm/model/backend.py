@@ -1,6 +1,6 @@
 """What a backend is, to the engine: pure compile, thin start; and the facts it compiles with."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -42,6 +42,10 @@ class Hypervisor(msgspec.Struct, frozen=True, kw_only=True):
     virtiofsd: str = ""
     #: libvirt's version, as 9.0.0 → 9_000_000.
     version: int = 0
+    #: libvirt gives what QEMU opens to QEMU's user, unless told not to (its DAC driver).
+    relabels: bool = True
+    #: argv of the program that starts and ends a domain, but for its last argument.
+    control: tuple[str, ...] = ()
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +188,12 @@ class CompileInput(msgspec.Struct, frozen=True, kw_only=True):
     reaper: tuple[str, ...] = ()
     #: argv of the port relay; its sockets are inherited by the shim.
     relay: tuple[str, ...] = ()
+    #: Text of the generated files by their path inside, where they cannot be shared.
+    files: dict[str, str] = {}
+    #: Bytes of memory of a guest that names none.
+    guest_memory: int = 512 << 20
+    #: The workload runs already and lost its shim: only take it over.
+    adopt: bool = False
 
 
 class ExecInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +217,15 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = ""
 
 
+@runtime_checkable
+class Console(Protocol):
+    """The power of backends whose workloads have a console of their own."""
+
+    def console(self, given: "CompileInput") -> str:
+        """Path of the running workload's terminal device."""
+        ...
+
+
 class Backend(Protocol):
     """A kind of workload. compile() and compile_exec() are pure."""
 
@@ -217,6 +236,8 @@ class Backend(Protocol):
     shares_files: bool
     #: Runs on when its shim is lost, and can be given a new one.
     outlives_shim: bool
+    #: The platform keeps definition and spec too: record() at every change of them.
+    keeps_spec: bool
 
     def probe(self) -> list[Capability]:
         """What this host allows; the first entry is the backend itself."""
@@ -236,6 +257,20 @@ class Backend(Protocol):
 
     def compile_exec(self, given: CompileInput, request: ExecInput) -> bytes:
         """The operations of an exec request, encoded."""
+        ...
+
+    def compile_archive(
+        self, given: CompileInput, direction: str, path: str, follow: bool
+    ) -> bytes:
+        """The operations of an exec request that writes the file or tree ``path`` to its standard
+        output as a file stream ("get"), or reads one into the directory ``path`` ("put")."""
+        ...
+
+    def archive_plan(
+        self, given: CompileInput, direction: str, path: str, follow: bool
+    ) -> LaunchPlan:
+        """A plan of its own that does the same in the root and mounts of a workload that does not
+        run; Unsupported where only the workload itself can reach them."""
         ...
 
     def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:

@@ -17,6 +17,16 @@ def size(number: float, precision: int = 3) -> str:
     return f"{number:.{precision}g}{units[position]}"
 
 
+def binary_size(number: float, precision: int = 4) -> str:
+    """``1.5KiB``, ``7.638GiB``: powers of 1024, significant digits."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    position = 0
+    while number >= 1024 and position < len(units) - 1:
+        number /= 1024
+        position += 1
+    return f"{number:.{precision}g}{units[position]}"
+
+
 def duration(nanoseconds: int) -> str:
     """``About a minute``, ``3 hours``."""
     seconds = max(0, nanoseconds // _SECOND)

@@ -57,6 +57,19 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
     privileged: bool = False
 
 
+class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits to change; None leaves one as it is."""
+
+    memory: int | None = None
+    #: Memory plus swap; -1 is unlimited swap.
+    memory_swap: int | None = None
+    nano_cpus: int | None = None
+    cpu_shares: int | None = None
+    cpuset_cpus: str | None = None
+    pids_limit: int | None = None
+    restart: Restart | None = None
+
+
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     context: str
     #: Path of the Dockerfile; "" is ``<context>/Dockerfile``.

@@ -39,8 +39,9 @@ _MAX_FILE = 1 << 16
 class NameService(Protocol):
     """Makes the members of one network resolve each other."""
 
-    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> None:
-        """Take note that ``members`` changed; it is asked under the network's lock."""
+    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> list[str]:
+        """Take note that ``members`` changed; it is asked under the network's lock. The workloads
+        whose files were written."""
         ...
 
 
@@ -50,16 +51,19 @@ class HostsFiles:
     def __init__(self, lock: Path | str) -> None:
         self._lock = lock
 
-    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> None:
+    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> list[str]:
         """Rewrite every member's file whose content changes; members that are gone are left out."""
+        changed = []
         with locked(self._lock):
             present = members()
             for one in present:
                 others = [other for other in present if other.workload != one.workload]
                 try:
-                    rewrite(one.hosts_path, render_hosts(one, others, gateway))
+                    if rewrite(one.hosts_path, render_hosts(one, others, gateway)):
+                        changed.append(one.workload)
                 except FileNotFoundError:
                     continue  # its directory is being removed
+        return changed
 
 
 def render_hosts(own: Member, others: Iterable[Member] = (), gateway: str = "") -> str:

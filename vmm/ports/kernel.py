@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from vmm._native import ffi, lib
 
 __all__ = [
+    "bind",
     "bpf_device_program",
     "ffi",
     "lib",
+    "mount",
     "openat2",
     "overlay_tree",
     "pidfd_open",
     "pidfd_signal",
     "setns",
     "tree",
+    "unmount",
 ]
 
 # openat2(2)
@@ -30,6 +33,13 @@ RESOLVE_IN_ROOT = 0x10
 # bpf(2)
 BPF_PROG_LOAD = 5
 BPF_PROG_TYPE_CGROUP_DEVICE = 15
+# mount(2)
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_PRIVATE = 0x40000
 
 
 def _checked(result: int, path: str | None = None) -> int:
@@ -80,6 +90,30 @@ def _directory(mount: int) -> int:
 def tree(path: str, recursive: bool = False) -> int:
     """Descriptor of a detached copy of the mount at ``path`` (open_tree(2))."""
     return _checked(lib.vmm_tree(-100, os.fsencode(path), int(recursive)), path)
+
+
+def bind(source: str, target: str, *, recursive: bool, read_only: bool) -> None:
+    """Bind mount in this mount namespace, private; read-only reaches every mount below, too."""
+    made = tree(source, recursive)
+    try:
+        _checked(lib.vmm_tree_private(made, int(read_only)), target)
+        _checked(lib.vmm_tree_attach(made, os.fsencode(target)), target)
+    finally:
+        os.close(made)
+
+
+def mount(kind: str, target: str, flags: int, data: str = "") -> None:
+    """Mount a file system without a device, or change a mount (mount(2))."""
+    _checked(lib.vmm_mount(kind.encode(), os.fsencode(target), flags, data.encode()), target)
+
+
+def unmount(target: str) -> bool:
+    """Detach the topmost mount at ``target`` and all below it; False when there is none."""
+    result = lib.vmm_unmount(os.fsencode(target))
+    if result in (-errno.EINVAL, -errno.ENOENT):
+        return False
+    _checked(result, target)
+    return True
 
 
 def pidfd_open(pid: int) -> int:

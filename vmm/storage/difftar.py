@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from typing import Protocol
 
 from vmm.model.errors import CorruptStore, VmmError
+from vmm.storage import tarheader
+from vmm.storage.tarheader import Header
 from vmm.storage.tarstream import BLOCK, CHUNK
 from vmm.storage.tree import Entry, walk
 from vmm.storage.untar import OPAQUE, OVERLAY_OPAQUE, WHITEOUT, is_whiteout
@@ -23,8 +24,6 @@ _FLAGS = {
     stat.S_IFDIR: b"5",
     stat.S_IFIFO: b"6",
 }
-_MAX_OCTAL_ID = 0o7777777
-_MAX_OCTAL = 0o77777777777
 
 
 class Sink(Protocol):
@@ -126,72 +125,20 @@ def _header(
     link: bytes = b"",
     xattrs: dict[bytes, bytes] | None = None,
 ) -> bytes:
-    """A member's header, with a PAX header before it where ustar has no room."""
-    mode, uid, gid, mtime, major, minor = 0o600, 0, 0, 0, 0, 0
-    if status is not None:
-        mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
-        mtime = int(status.st_mtime)
-        if flag in b"34":
-            major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    records = {b"SCHILY.xattr." + key: value for key, value in (xattrs or {}).items()}
-    records |= dict(_too_big(path, link, size, uid, gid, mtime))
-    block = _block(path, flag, size, mode, uid, gid, mtime, link, major, minor)
-    if not records:
-        return block
-    data = b"".join(_record(key, value) for key, value in sorted(records.items()))
-    name = b"PaxHeaders/" + path.rstrip(b"/").rpartition(b"/")[2][:80]
-    extended = _block(name, b"x", len(data), 0o644, 0, 0, 0, b"", 0, 0)
-    return extended + data + bytes(-len(data) % BLOCK) + block
-
-
-def _too_big(
-    path: bytes, link: bytes, size: int, uid: int, gid: int, mtime: int
-) -> Iterator[tuple[bytes, bytes]]:
-    for key, text in ((b"path", path), (b"linkpath", link)):
-        if len(text) > 100:
-            yield key, text
-    for key, value, most in (
-        (b"size", size, _MAX_OCTAL),
-        (b"uid", uid, _MAX_OCTAL_ID),
-        (b"gid", gid, _MAX_OCTAL_ID),
-        (b"mtime", mtime, _MAX_OCTAL),
-    ):
-        if not 0 <= value <= most:
-            yield key, b"%d" % value
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    """``length key=value`` and a newline; the length counts itself."""
-    rest = len(key) + len(value) + 3
-    length = rest + len(str(rest))
-    length = rest + len(str(length))
-    return b"%d %s=%s\n" % (length, key, value)
-
-
-def _octal(value: int, width: int) -> bytes:
-    most = (1 << (3 * (width - 1))) - 1
-    return b"%0*o\0" % (width - 1, value if 0 <= value <= most else 0)
-
-
-def _block(
-    path: bytes,
-    flag: bytes,
-    size: int,
-    mode: int,
-    uid: int,
-    gid: int,
-    mtime: int,
-    link: bytes,
-    major: int,
-    minor: int,
-) -> bytes:
-    block = bytearray(BLOCK)
-    block[0:100] = path[:100].ljust(100, b"\0")
-    block[100:136] = _octal(mode, 8) + _octal(uid, 8) + _octal(gid, 8) + _octal(size, 12)
-    block[136:148] = _octal(mtime, 12)
-    block[148:157] = b"        " + flag
-    block[157:257] = link[:100].ljust(100, b"\0")
-    block[257:265] = b"ustar\x0000"
-    block[329:345] = _octal(major, 8) + _octal(minor, 8)
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    """A member's header; without a status that of a whiteout."""
+    if status is None:
+        return tarheader.encode(Header(path, flag, size))
+    device = status.st_rdev if flag in b"34" else 0
+    header = Header(
+        path=path,
+        flag=flag,
+        size=size,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime=int(status.st_mtime),
+        link=link,
+        major=os.major(device),
+        minor=os.minor(device),
+    )
+    return tarheader.encode(header, xattrs)

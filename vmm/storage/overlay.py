@@ -26,22 +26,27 @@ class OverlayDriver(LayerStore):
 
         ``directory`` exists and is on the store's file system.  Repeating it changes nothing.
         """
-        if len(chain_ids) > MAX_LAYERS:
-            raise VmmError(f"{len(chain_ids)} layers; at most {MAX_LAYERS} can be mounted")
-        lowers = self._lowers(chain_ids)
-        init = self._init_layer(chain_ids, lowers)
+        lowers = self.stack(chain_ids)
         upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
-        self._make_upper(upper, self.root / init)
+        self._make_upper(upper, self.root / lowers[0])
         with contextlib.suppress(FileExistsError):
             os.mkdir(work, 0o700)
         return RootLayout(
             driver=self.name,
             layers_dir=str(self.root),
-            lowers=(init, *lowers),
+            lowers=lowers,
             upper=upper,
             work=work,
             volatile=volatile,
         )
+
+    def stack(self, chain_ids: Sequence[str]) -> tuple[str, ...]:
+        """What is mounted below a root of these layers (base first): relative paths, topmost
+        first, that is the layer of missing mount points, which is made if need be."""
+        if len(chain_ids) > MAX_LAYERS:
+            raise VmmError(f"{len(chain_ids)} layers; at most {MAX_LAYERS} can be mounted")
+        lowers = self._lowers(chain_ids)
+        return (self._init_layer(chain_ids, lowers), *lowers)
 
     def view(self, layout: RootLayout) -> int:
         """Directory descriptor of the root's present content, read-only, mounted nowhere."""

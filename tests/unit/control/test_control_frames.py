@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vmm.control import frames as f
 from vmm.control.client import refusal
 from vmm.control.spawn import launch_error
-from vmm.control.terminal import _Detector, parse_detach_keys
+from vmm.control.terminal import Detector, parse_detach_keys
 from vmm.model.errors import LaunchError, UsageError
 
 frame = st.builds(f.Frame, st.integers(0, 65535), st.integers(0, 255), st.binary(max_size=300))
@@ -75,7 +75,7 @@ def test_wrong_detach_keys_are_refused(text: str) -> None:
 
 @given(st.lists(st.sampled_from([b"\x10", b"\x11", b"x"]), max_size=12))
 def test_detach_keys_are_found_and_the_rest_passed_on(typed: list[bytes]) -> None:
-    detector, out, found = _Detector(b"\x10\x11"), b"", False
+    detector, out, found = Detector(b"\x10\x11"), b"", False
     for key in typed:
         passed, found = detector.feed(key)
         out += passed

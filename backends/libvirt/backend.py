@@ -1,0 +1,150 @@
+"""The Backend of guests, for every hypervisor that libvirt drives."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+from vmm.backends.libvirt.variant import Variant
+from vmm.model.backend import (
+    BackendOptions,
+    Capability,
+    CompileInput,
+    ExecInput,
+    HostFacts,
+    ResolvedDevice,
+)
+from vmm.model.errors import Unsupported
+from vmm.model.launch import LaunchPlan
+from vmm.model.spec import WorkloadSpec
+
+if TYPE_CHECKING:
+    from vmm.backends.libvirt.port import Libvirt
+
+
+class LibvirtBackend:
+    """Implements vmm.model.backend.Backend; its parts are loaded when they are used."""
+
+    name: ClassVar[str]
+    variant: ClassVar[Variant]
+    storage = "disk"
+    shares_files = False
+    outlives_shim = True
+    keeps_spec = True
+
+    def __init__(
+        self, options: BackendOptions | None = None, libvirt: Libvirt | None = None
+    ) -> None:
+        self.options = options or BackendOptions()
+        self._given = libvirt
+
+    @cached_property
+    def libvirt(self) -> Libvirt:
+        """The connection, made when it is first used."""
+        if self._given is not None:
+            return self._given
+        from vmm.backends.libvirt.port import HostLibvirt
+
+        return HostLibvirt(self.options.libvirt_uri)
+
+    def probe(self) -> list[Capability]:
+        from vmm.backends.libvirt.probe import probe
+
+        return probe(self.libvirt, self.options, self.variant)
+
+    def facts(self) -> HostFacts:
+        from vmm.backends.libvirt.facts import gather
+        from vmm.backends.libvirt.probe import asked
+
+        return gather(asked(self.libvirt, self.options, self.variant))
+
+    def check(self, spec: WorkloadSpec, facts: HostFacts) -> None:
+        from vmm.backends.libvirt.check import check
+
+        check(spec, facts)
+
+    def devices(self, spec: WorkloadSpec) -> tuple[ResolvedDevice, ...]:
+        """None of the host's, privileged or not."""
+        return ()
+
+    def compile(self, given: CompileInput) -> LaunchPlan:
+        from vmm.backends.libvirt.plan import compile_plan
+
+        return compile_plan(given, self.variant)
+
+    def compile_exec(self, given: CompileInput, request: ExecInput) -> bytes:
+        from vmm.backends.libvirt.plan import compile_exec
+
+        return compile_exec(given, request)
+
+    def compile_archive(
+        self, given: CompileInput, direction: str, path: str, follow: bool
+    ) -> bytes:
+        from vmm.backends.libvirt.guest import compile_input
+        from vmm.backends.linux.plan import compile_archive
+
+        return compile_archive(compile_input(given), direction, path, follow)
+
+    def archive_plan(
+        self, given: CompileInput, direction: str, path: str, follow: bool
+    ) -> LaunchPlan:
+        raise Unsupported(
+            f"{given.spec.name}: backend {self.name}: the disk of a guest that is off is not "
+            "looked into",
+            f"vmm start {given.spec.name}, then copy",
+        )
+
+    def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
+        """The filter for the guest's kernel."""
+        from vmm.backends.libvirt.guest import host
+        from vmm.backends.linux.seccomp import compiled
+
+        return compiled(spec, host(facts), cache)
+
+    def record(self, given: CompileInput, plan: LaunchPlan) -> None:
+        """Define the persistent domain, with the spec in its metadata."""
+        self.libvirt.define(dict(plan.documents)["domain.xml"])
+
+    def prepare(self, given: CompileInput, plan: LaunchPlan) -> None:
+        """The shared directory, QEMU's way to its files, and the domain as it is now."""
+        from vmm.backends.libvirt import access, shares
+
+        access.prepare(given)
+        shares.prepare(given)
+        self.record(given, plan)
+
+    def alive(self, given: CompileInput) -> bool:
+        """Whether its emulator runs; where libvirtd is down as well."""
+        from vmm.backends.libvirt import naming
+        from vmm.backends.libvirt.control import pid_of
+
+        name = naming.domain(self.options.mark, given.spec.id)
+        return pid_of(name, naming.uuid(given.spec.id)) > 0
+
+    def cleanup(self, given: CompileInput) -> None:
+        """End what still runs, and take the shared directory back."""
+        from vmm.backends.libvirt import naming, shares
+
+        if self.alive(given):
+            self.libvirt.destroy(naming.uuid(given.spec.id))
+        shares.cleanup(given.paths.run)
+
+    def forget(self, given: CompileInput) -> None:
+        from vmm.backends.libvirt import naming
+
+        self.libvirt.undefine(naming.uuid(given.spec.id))
+
+    def known(self) -> list[WorkloadSpec]:
+        """What libvirt's metadata says of this instance and this backend."""
+        from vmm.backends.libvirt.metadata import decode
+
+        found = (decode(text, self.options.mark) for text in self.libvirt.metadata())
+        return [spec for spec in found if spec and spec.backend == self.name]
+
+    def update(self, given: CompileInput, running: bool) -> bytes:
+        """Nothing is left to the shim; a guest that is off gets all at its next start."""
+        from vmm.backends.libvirt.update import update
+
+        if running:
+            update(self.libvirt, given)
+        return b""

@@ -1,0 +1,64 @@
+"""Fixtures of the tests that run the same bodies on every backend."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.behaviour.cases import Stage
+from tests.instance import Instance
+
+
+@pytest.fixture(scope="session")
+def machines(namespace: str) -> Iterator[Instance]:
+    """An instance that runs containers and guests, with a libvirt in its network namespace.
+
+    Its root is where QEMU's user may go, which is not so for pytest's own directories.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="vmm-guests-", dir="/var/tmp"))
+    directory.chmod(0o711)
+    made = Instance(directory / "root", namespace)
+    try:
+        with _libvirt(made):
+            made.run("image", "bootstrap", "busybox")
+            made.run("kernel", "fetch", timeout=300)
+            yield made
+            made.run("system", "teardown", check=False)
+            left = made.traces(everything=True)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(made.run_dir, ignore_errors=True)
+    assert left == []
+
+
+@contextlib.contextmanager
+def _libvirt(instance: Instance) -> Iterator[None]:
+    """libvirt's daemons in the instance's network namespace, for this session alone."""
+    status = instance.out("system", "libvirt", "status")
+    assert "does not run" in status, f"another libvirtd runs on this machine: {status}"
+    instance.run("system", "libvirt", "start", timeout=120)
+    try:
+        yield
+    finally:
+        instance.run("system", "libvirt", "stop", timeout=60)
+
+
+@pytest.fixture(scope="module", params=["container", "qemu"])
+def stage(
+    request: pytest.FixtureRequest, machines: Instance, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """The shared workload of one backend; nothing may be left of it."""
+    made = Stage(machines, request.param, tmp_path_factory.mktemp(request.param) / "files")
+    try:
+        made.make()
+        yield made
+    finally:
+        for workload in machines.run("ps", "-aq", "--no-trunc").stdout.split():
+            machines.run("rm", "-fv", workload)
+        machines.run("volume", "rm", made.volume)
+    assert machines.traces() == []

@@ -1,0 +1,216 @@
+"""What a guest's start makes on the host: the shared directory, QEMU's way to its files, limits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.unit.libvirt.machines import (
+    HOST,
+    HYPERVISOR,
+    PATHS,
+    UUID,
+    RecordedLibvirt,
+    compile_input,
+    spec,
+)
+from vmm.backends.libvirt import QemuBackend, access, control, metadata, shares
+from vmm.model.backend import CompileInput, ResolvedMount, RootLayout
+from vmm.model.errors import HostError, Unsupported
+from vmm.model.spec import Resources
+
+
+def mounted(below: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if line.split()[4].startswith(str(below))]
+
+
+def binds(run: Path, *found: ResolvedMount) -> CompileInput:
+    paths = msgspec.structs.replace(PATHS, run=str(run))
+    return compile_input(spec(), paths=paths, mounts=found)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "run"
+    path.mkdir()
+    yield path
+    shares.cleanup(str(path))
+    assert mounted(path) == []
+
+
+def bind(source: Path, **values: object) -> ResolvedMount:
+    return msgspec.convert(
+        {"kind": "bind", "target": "/x", "source": str(source), **values}, ResolvedMount
+    )
+
+
+def test_the_shared_directory(run: Path, tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "file"
+    data.mkdir()
+    file.write_text("f")
+    tmpfs = ResolvedMount(kind="tmpfs", target="/t")
+    given = binds(run, bind(data), tmpfs, bind(data, read_only=True), bind(file, directory=False))
+    for _ in range(2):  # a start that was killed is simply done again
+        shares.prepare(given)
+    share = run / "share"
+    (share / "0" / "new").write_text("x")
+    assert (data / "new").exists() and (share / "2" / "file").read_text() == "f"
+    for denied in (share / "1" / "no", share / "no", share / "2" / "no"):
+        with pytest.raises(OSError, match="Read-only"):
+            denied.write_text("x")
+    assert len(mounted(run)) == 4
+    shares.cleanup(str(run))
+    shares.cleanup(str(run))
+    assert not share.exists() and (data / "new").exists()
+
+
+def test_a_mount_below_a_read_only_bind_is_read_only_too(run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "below").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "t", str(data / "below")], check=True)
+    try:
+        shares.prepare(binds(run, bind(data, read_only=True)))
+        with pytest.raises(OSError, match="Read-only"):
+            (run / "share" / "0" / "below" / "x").write_text("x")
+    finally:
+        subprocess.run(["umount", str(data / "below")], check=True)
+
+
+def test_a_socket_is_refused(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(Unsupported, match="shares files and directories"):
+        shares.prepare(binds(run, bind(tmp_path / "fifo", directory=False)))
+    with pytest.raises(HostError, match="No such file"):
+        shares.prepare(binds(run, bind(tmp_path / "gone")))
+    assert mounted(run) == []
+
+
+@pytest.fixture
+def guest() -> Iterator[CompileInput]:
+    """A guest's files, where another user can get to them."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        top = Path(name)
+        top.chmod(0o711)
+        (top / "run").mkdir(0o700)
+        for file in ("root", "disk", "kernel", "initrd"):
+            (top / file).touch(0o640)
+            os.chown(top / file, HYPERVISOR.uid if file == "disk" else 0, HYPERVISOR.gid)
+        root = RootLayout(
+            driver="disk",
+            path=f"{top}/root",
+            disk=f"{top}/disk",
+            kernel=f"{top}/kernel",
+            initrd=f"{top}/initrd",
+        )
+        paths = msgspec.structs.replace(PATHS, run=f"{top}/run")
+        yield compile_input(spec(), paths=paths, root=root)
+
+
+def test_qemu_reaches_what_it_opens(guest: CompileInput) -> None:
+    access.prepare(guest)
+    run = os.stat(guest.paths.run)
+    assert (run.st_mode & 0o7777, run.st_uid, run.st_gid) == (0o710, 0, HYPERVISOR.gid)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "verb"),
+    [("", 0o700, "search"), ("kernel", 0o600, "read"), ("disk", 0o400, "write")],
+)
+def test_what_keeps_qemu_out_is_named(guest: CompileInput, name: str, mode: int, verb: str) -> None:
+    place = os.path.join(os.path.dirname(guest.root.disk), name).rstrip("/")
+    os.chmod(place, mode)
+    with pytest.raises(HostError, match=f"may not {verb} it") as caught:
+        access.prepare(guest)
+    assert caught.value.message.startswith(f"{place}: ") and place in caught.value.hint
+
+
+def updated(libvirt: RecordedLibvirt, limits: Resources) -> bytes:
+    workload = spec(resources=limits)
+    return QemuBackend(libvirt=libvirt).update(compile_input(workload, HOST), True)
+
+
+def running() -> RecordedLibvirt:
+    """A guest of 512 MiB and two CPUs, as libvirt would tell."""
+    libvirt = RecordedLibvirt()
+    libvirt.sizes, libvirt.cpus = (512 << 10, 512 << 10), 2
+    element = metadata.of(spec(resources=Resources(pids_limit=10)), "vmm").children[0]
+    libvirt.documents = [element.render()]
+    return libvirt
+
+
+def test_limits_of_a_running_guest() -> None:
+    libvirt = running()
+    limits = Resources(memory=256 << 20, nano_cpus=10**9, cpuset_cpus="1", pids_limit=10)
+    assert updated(libvirt, limits) == b""
+    assert libvirt.calls == [
+        ("set_memory", UUID, 256 << 10),
+        ("tune", UUID, {"vcpu_period": 100_000, "vcpu_quota": 50_000}),
+        ("pin", UUID, (False, True, False, False)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"memory": 1 << 30}, {"nano_cpus": 3 * 10**9}, {"pids_limit": 11}]
+)
+def test_what_waits_for_the_next_start_changes_nothing(limits: dict[str, int]) -> None:
+    libvirt = running()
+    with pytest.raises(Unsupported, match="vmm stop web"):
+        updated(libvirt, msgspec.convert({"pids_limit": 10, **limits}, Resources))
+    assert libvirt.calls == []
+
+
+def test_a_guest_that_is_off_is_left_alone() -> None:
+    libvirt = RecordedLibvirt()
+    given = compile_input(spec(resources=Resources(memory=1 << 40)))
+    assert QemuBackend(libvirt=libvirt).update(given, False) == b"" and libvirt.calls == []
+
+
+def run_control(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The control program as the shim runs it, over libvirt's own test driver."""
+    argv = [sys.executable, "-I", control.__file__, *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+
+
+#: The one domain that test:///default has; it runs.
+TEST = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+
+
+def test_the_control_program() -> None:
+    started = run_control("test:///default", TEST, "start")
+    assert (started.returncode, started.stdout) == (0, "pid 0\n"), started.stderr
+    for action in ("destroy", "suspend"):
+        done = run_control("test:///default", TEST, action)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "runs" in run_control("test:///default", TEST, "reason").stdout
+    gone = run_control("test:///default", UUID, "reason")
+    assert gone.returncode == 0 and "gone from libvirt" in gone.stdout
+    failed = run_control("test:///default", UUID, "start")
+    assert failed.returncode == 1 and failed.stderr.startswith("libvirt: ")
+    assert len(failed.stderr.splitlines()) == 1
+    assert run_control("test:///default", TEST, "explode").returncode == 2
+    down = run_control("qemu+unix:///system?socket=/nonexistent", TEST, "destroy")
+    assert down.returncode == 1 and "/nonexistent" in down.stderr
+
+
+def test_a_pid_file_of_another_process_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vmm-x.pid").write_text(str(os.getpid()))
+    monkeypatch.setattr(control, "PID_DIRECTORIES", (str(tmp_path),))
+    assert control.pid_of("vmm-x", UUID) == 0
+    argv = [sys.executable, "-c", "import time; print(flush=True); time.sleep(20)", UUID]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        (tmp_path / "vmm-x.pid").write_text(str(process.pid))
+        assert control.pid_of("vmm-x", UUID) == process.pid
+        process.kill()
+    assert control.pid_of("vmm-x", UUID) == 0

@@ -1,0 +1,137 @@
+"""libvirt's daemons on a host without a service manager: start, stop, look."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from vmm.model.errors import Conflict, HostError, UsageError
+from vmm.ports.runner import HostRunner
+
+#: virtlogd keeps the output of QEMU, so it comes first (virtlogd(8), libvirtd(8)).
+DAEMONS = ("virtlogd", "libvirtd")
+SOCKET = Path("/run/libvirt/libvirt-sock")
+#: The first start asks every emulator what it can do, which takes long (seconds).
+READY = 60.0
+#: systemd's own sign that it runs (sd_booted(3)).
+_BOOTED = Path("/run/systemd/system")
+_UDEV = Path("/run/udev/control")
+KVM = Path("/dev/kvm")
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def status(uri: str) -> list[str]:
+    """A line for each daemon, and one for the connection."""
+    lines = [f"{name}: {_shown(_pid(name))}" for name in DAEMONS]
+    answers = "answers" if _answers(uri) else "does not answer"
+    return [*lines, f"{uri}: {answers}"]
+
+
+def _shown(pid: int) -> str:
+    return f"runs (pid {pid})" if pid else "does not run"
+
+
+def start(uri: str) -> list[str]:
+    """Start what is missing and wait until ``uri`` answers; what was done."""
+    if uri != "qemu:///system":
+        raise UsageError(
+            f"{uri} needs no daemon of the system", "its own is started by the first connection"
+        )
+    if _answers(uri):
+        return []
+    if _BOOTED.is_dir():
+        raise Conflict("systemd runs the services here", "systemctl start libvirtd")
+    started = _open_kvm()
+    for name in DAEMONS:
+        if not _pid(name):
+            HostRunner().run([_program(name), "-d"], timeout=READY)
+            started.append(name)
+    end = time.monotonic() + READY
+    while not _answers(uri):
+        if time.monotonic() > end:
+            raise HostError(f"libvirtd did not answer within {READY:.0f} s", "see /var/log/libvirt")
+        time.sleep(0.1)
+    return started
+
+
+def _open_kvm() -> list[str]:
+    """Where no udev runs, /dev/kvm is root's alone. QEMU's user then cannot look at it, and
+    libvirt asks QEMU anew what it can do at every call, which takes it many seconds: so it gets
+    the group and mode of udev's own rules (50-udev-default.rules)."""
+    import grp
+
+    try:
+        status, group = KVM.stat(), grp.getgrnam("kvm").gr_gid
+    except (OSError, KeyError):
+        return []
+    if _UDEV.exists() or status.st_gid == group or status.st_mode & 0o077:
+        return []
+    os.chown(KVM, -1, group)
+    KVM.chmod(0o660)
+    return [f"{KVM}: group kvm, mode 0660, as udev sets them"]
+
+
+def stop() -> list[str]:
+    """End the daemons, the last one first; guests run on. The names of what was ended."""
+    if _BOOTED.is_dir():
+        raise Conflict("systemd runs the services here", "systemctl stop libvirtd virtlogd")
+    ended = []
+    for name in reversed(DAEMONS):
+        pid = _pid(name)
+        if pid:
+            _end(name, pid)
+            ended.append(name)
+    return ended
+
+
+def _end(name: str, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 20
+    while _pid(name) == pid:
+        if time.monotonic() > end:
+            raise HostError(f"{name} (pid {pid}) did not end", f"kill -9 {pid}")
+        time.sleep(0.02)
+
+
+def _program(name: str) -> str:
+    import shutil
+
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+    if not path:
+        raise HostError(
+            f"{name} is not installed", "apt install libvirt-daemon-system libvirt-clients"
+        )
+    return path
+
+
+def _pid(name: str) -> int:
+    """The daemon's pid by its pid file, 0 when it does not run."""
+    try:
+        pid = int(Path(f"/run/{name}.pid").read_text())
+        command = Path(f"/proc/{pid}/comm").read_text().strip()
+    except (OSError, ValueError):
+        return 0
+    return pid if command == name else 0
+
+
+def _answers(uri: str) -> bool:
+    """Whether a connection succeeds; libvirt's own messages are not shown."""
+    if uri == "qemu:///system" and not SOCKET.exists():
+        return False
+    try:
+        import libvirt
+    except ImportError:
+        raise HostError(
+            "the Python package libvirt-python is not installed",
+            "pip install 'vmm[libvirt]' (needs libvirt-dev, pkg-config, gcc)",
+        ) from None
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        libvirt.open(uri).close()
+    except libvirt.libvirtError:
+        return False
+    return True

@@ -52,6 +52,11 @@ static void start(struct shim *s, struct client *c, uint16_t channel, const stru
 {
     struct vmm_error e = {0};
     (void)args;
+    if (s->phase == PHASE_STARTING && s->config.adopt) { /* answered once it is taken over */
+        c->starts = c->awaits = true;
+        c->start_channel = channel;
+        return;
+    }
     if (s->phase != PHASE_WAITING && s->phase != PHASE_RESTARTING) {
         client_refuse(c, channel, s->phase == PHASE_ENDING     ? "the workload has ended"
                                   : s->phase == PHASE_STARTING ? "the workload is being started"

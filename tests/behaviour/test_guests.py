@@ -51,8 +51,10 @@ def test_kvm_is_never_emulated_and_vm_says_what_it_takes(vmm: Instance) -> None:
     made = vmm.run("create", "--backend", "vm", "--name", "chosen", "busybox", "true")
     assert "qemu" in made.stderr and "kvm" in made.stderr
     assert vmm.inspect("chosen")["State"]["Status"] == "created"
-    lines = [line for line in vmm.out("backends").splitlines() if line.startswith(("kvm", "qemu"))]
-    assert len(lines) == 2, lines
+    words = [line.split() for line in vmm.out("backends").splitlines()]
+    assert {"kvm": "no", "qemu": "yes"}.items() <= {
+        w[0]: w[2] for w in words if w[0] == w[1]
+    }.items()
 
 
 WEB = """\
@@ -93,7 +95,7 @@ def test_the_walk_through_as_a_virtual_machine(vmm: Instance, tmp_path: Path) ->
     assert vmm.out("exec", "web", "stat", "-c", "%u:%g", "/srv/www") == "1000:1000"
     assert "127.0.0.1:8080->80/tcp" in vmm.out("ps")
     # A container and a guest reach each other by name.
-    script = "wget -q -T 5 -O - http://web/"
+    script = "wget -q -O - http://web/"
     assert vmm.out("run", "--rm", "busybox", "sh", "-c", script) == "<p>served</p>"
     vmm.run("run", "-d", "--name", "other", "busybox", "sleep", "100")
     until(lambda: "other" in vmm.out("exec", "web", "cat", "/etc/hosts"))
@@ -123,7 +125,7 @@ def test_life_beside_libvirt(vmm: Instance) -> None:
     assert vmm.out("ps", "--format", "{{.Names}} {{.State}}") == "life running"
 
     vmm.run("meta", "set", "life", "note=Zoë\x01")
-    shown = vmm.inside("virsh", "-c", URI, "dumpxml", domain(vmm, workload)).stdout
+    shown = vmm.inside("virsh", "-c", URI, "dumpxml", "--inactive", domain(vmm, workload)).stdout
     assert "Zo\\u00eb\\u0001" in shown
 
     vmm.inside("virsh", "-c", URI, "destroy", domain(vmm, workload))
@@ -170,6 +172,8 @@ def test_files_are_no_wider_than_needed(vmm: Instance) -> None:
         for place in ("guest", "kernels"):
             for path, (owner, owning, mode) in _owners(vmm.root / place).items():
                 kind = vmm.root / place / path
+                if "modules" in kind.parent.parts:
+                    continue  # below a directory of root's alone
                 if kind.is_dir() and owning == group:
                     assert (owner, mode) == ("root", "0710"), path
                 elif owning == group:
@@ -202,8 +206,10 @@ def test_image_files_arrive_as_they_are(vmm: Instance, tmp_path: Path) -> None:
     )
     vmm.run("build", "-t", "files", str(tmp_path))
     script = (
-        "cd /t; for f in * .; do stat -c '%n %f %h %u %g %s %t %T %Y' \"$f\" | sed '/^[.d]/s/ "
-        "[0-9]*$//'; done; ls -i f hard | sort -u | cut -d' ' -f1 | uniq | wc -l; readlink soft"
+        "cd /t; stat -c '%n %f %h %u %g %Y' d .; "
+        "for f in f hard soft null fifo sparse old odd*; do "
+        "stat -c '%n %f %h %u %g %s %t %T %Y' \"$f\"; done; "
+        "ls -i f hard | while read i n; do echo $i; done | sort -u | wc -l; readlink soft"
     )
     options = ("--rm", "--network", "none")
     there = vmm.out("run", *options, "files", "sh", "-c", script)

@@ -21,7 +21,7 @@ from vmm.model.backend import (
     RootLayout,
     User,
 )
-from vmm.model.errors import Conflict, CorruptStore, ShimLost, UsageError
+from vmm.model.errors import Conflict, CorruptStore, ShimLost, UsageError, VmmError
 from vmm.model.ids import link_name, short
 from vmm.model.spec import Mount, Port, WorkloadSpec
 from vmm.model.state import Attachment
@@ -138,7 +138,16 @@ def adopt(ctx: Context, workload: str) -> bool:
             write_plan(ctx, given)
             _run_directory(given.paths.run)
             spawn_shim(given.paths.libexec, _plan_path(given), fds)
+        _await_takeover(given.paths.run)
     return True
+
+
+def _await_takeover(run: str) -> None:
+    """Until the new shim has reached the guest; one that is paused answers only later."""
+    from vmm.control.client import Control
+
+    with contextlib.suppress(VmmError), Control.connect(f"{run}/ctl.sock") as control:
+        control.start()
 
 
 def _may_outlive(ctx: Context, workload: str) -> bool:

@@ -245,7 +245,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 def _copy_modules(source: Path, target: Path) -> None:
     """The modules and the lists of kbuild; links ("build", "source") lead elsewhere."""
-    target.mkdir(mode=0o755)
+    target.mkdir(mode=0o700)
     for name in ("modules.builtin", "modules.order"):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

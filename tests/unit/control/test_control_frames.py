@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 
@@ -10,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.control import frames as f
-from vmm.control.client import refusal
+from vmm.control.client import Control, refusal
 from vmm.control.spawn import launch_error
 from vmm.control.terminal import Detector, parse_detach_keys
-from vmm.model.errors import LaunchError, UsageError
+from vmm.model.errors import LaunchError, UsageError, VmmError
 
 frame = st.builds(f.Frame, st.integers(0, 65535), st.integers(0, 255), st.binary(max_size=300))
 
@@ -95,3 +96,9 @@ def test_importing_the_client_is_cheap() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert heavy & set(done.stdout.split()) == set()
+
+
+def test_a_file_too_long_for_a_frame_is_refused_before_it_is_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(VmmError, match="70000 bytes"):
+        Control(ours, "ctl.sock").file("/etc/hosts", bytes(70000))

@@ -6,18 +6,31 @@ command named in ``broken`` fails."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 
+def program(channel: str, mode: str) -> tuple[list[str], list[int]]:
+    """The command that plays the guest, and what it inherits; a MODE that is a path is vmm-init's."""
+    if not mode.startswith("/"):
+        return [sys.executable, str(Path(__file__).with_name("guestpeer.py")), channel, mode], []
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(channel)
+    fd = connection.detach()
+    return ["unshare", "-mn", "--propagation", "private", mode, "--guest-channel", str(fd)], [fd]
+
+
 def start(here: Path, channel: str, mode: str) -> None:
+    argv, inherited = program(channel, mode)
     peer = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("guestpeer.py")), channel, mode],
+        argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=(here / "peer.err").open("a"),
         start_new_session=True,
+        pass_fds=inherited,
     )
     (here / "pid").write_text(str(peer.pid))
     print(f"pid {peer.pid}", flush=True)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.unit.shim.guestlab import GuestLab
 from tests.unit.shim.shimlab import alive, collect, command, eventually, read_until
+from vmm.control import frames as f
 from vmm.control.client import Control
 from vmm.model.errors import LaunchError, VmmError
 from vmm.model.ids import new_id
@@ -299,3 +300,33 @@ def attempt(control: Control) -> tuple[int, int] | None:
         return control.exec(new_id(), command("echo", "back"))
     except VmmError:
         return None
+
+
+def test_with_the_first_process_of_real_guests(guest: GuestLab, programs: Path) -> None:
+    """vmm-init over the same channel, in namespaces of this kernel in place of a machine."""
+    guest.mode = str(programs / "vmm-init")
+    control = guest.start("sh", "-c", "echo $$; seq 100000; read x; exit $x", stdin=True)
+    channel, _ = control.exec(new_id(), command("sh", "-c", "cat; exit 7"), stdin=True)
+    control.write_stdin(b"x" * 300000, channel)
+    control.write_stdin(b"", channel)
+    streams = exit_codes(control, {0: b"5\n", channel: b""})
+    assert streams == {channel: (300000, 7), 0: (2 + 588895, 5)}
+    wait_closed(control)
+    assert guest.state()["exit_code"] == 5
+    assert guest.calls() == ["start"]
+
+
+def exit_codes(control: Control, last_words: dict[int, bytes]) -> dict[int, tuple[int, int]]:
+    """Bytes and exit code of each channel; ``last_words`` are typed when all others have ended."""
+    sizes, ended = dict.fromkeys(last_words, 0), {}
+    while len(ended) < len(sizes):
+        if len(ended) == len(sizes) - 1:
+            control.write_stdin(last_words[0])
+        frame = control.next_frame(20)
+        assert frame is not None
+        if frame.type == f.STDOUT:
+            sizes[frame.channel] += len(frame.payload)
+        elif frame.type == f.EXIT:
+            code = int(f.decode_args(frame.payload)[0])
+            ended[frame.channel] = (sizes[frame.channel], code)
+    return ended

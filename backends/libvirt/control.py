@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 #: Where libvirt keeps QEMU's pid files: the system's, a user's session, an older one's.
@@ -71,9 +72,19 @@ def resume(_libvirt: Any, domain: Any) -> None:
     domain.resume()
 
 
+def settled(libvirt: Any, domain: Any) -> tuple[int, int]:
+    """State and reason; libvirt may not have noticed yet that the emulator is gone."""
+    for _ in range(100):
+        state, why = domain.state()
+        if state != libvirt.VIR_DOMAIN_RUNNING or pid_of(domain.name(), domain.UUIDString()):
+            break
+        time.sleep(0.05)
+    return state, why
+
+
 def reason(libvirt: Any, domain: Any) -> None:
     """One line on why it is off."""
-    state, why = domain.state()
+    state, why = settled(libvirt, domain)
     if state in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED):
         known = {getattr(libvirt, name, None): text for name, text in _OFF.items()}
         print(known.get(why, "the guest is off, and libvirt does not know why"))

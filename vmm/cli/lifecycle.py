@@ -52,12 +52,13 @@ def start(
     if len(containers) > 1:
         raise UsageError("you cannot start and attach multiple containers at once")
     from vmm.cli.execute import finish
-    from vmm.cli.streams import check_terminal
+    from vmm.cli.streams import check_terminal, size
 
     process = engine.view(containers[0]).spec.process
     stdin = interactive and process.stdin_open
     check_terminal(tty=process.tty, stdin=stdin)
-    session = engine.attach(containers[0], start=True, stdin=stdin)
+    rows_columns = size(tty=process.tty)
+    session = engine.attach(containers[0], start=True, stdin=stdin, size=rows_columns)
     return finish(session, tty=process.tty, stdin=stdin, keys=detach_keys, proxy=True)
 
 

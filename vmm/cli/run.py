@@ -43,7 +43,9 @@ def run(image: Image, options: RunOptions, command: Words = None) -> int:
             engine.start(spec.id)
             line(spec.id)
             return 0
-        session = engine.attach(spec.id, start=True, stdin="stdin" in attached)
+        session = engine.attach(
+            spec.id, start=True, stdin="stdin" in attached, size=streams.size(tty=options.tty)
+        )
     except BaseException as error:
         if options.rm or _refused(error):
             with contextlib.suppress(VmmError):

@@ -20,6 +20,15 @@ def check_terminal(*, tty: bool, stdin: bool) -> None:
         raise UsageError("the input device is not a TTY", "drop -t, or run it from a terminal")
 
 
+def size(*, tty: bool) -> tuple[int, int] | None:
+    """Rows and columns that a workload's terminal begins with: those of the caller's."""
+    if not tty:
+        return None
+    from vmm.control.terminal import terminal_size
+
+    return terminal_size(1, 0)
+
+
 def pump(
     session: Session,
     *,

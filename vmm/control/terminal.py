@@ -309,14 +309,18 @@ class _Pump:
 
     def send_size(self) -> None:
         """Tell the shim the local terminal's size."""
-        if not self._tty:
-            return
-        for fd in (self._sinks[frames.STDOUT].fd, self._stdin):
-            with contextlib.suppress(OSError, TypeError):
-                columns, rows = os.get_terminal_size(fd)  # type: ignore[arg-type]
-                payload = encode_args(rows, columns)
-                self._control.enqueue(frames.RESIZE, payload, self._channel)
-                return
+        size = terminal_size(self._sinks[frames.STDOUT].fd, self._stdin) if self._tty else None
+        if size:
+            self._control.enqueue(frames.RESIZE, encode_args(*size), self._channel)
+
+
+def terminal_size(*fds: int | None) -> tuple[int, int] | None:
+    """Rows and columns of the first of these that is a terminal."""
+    for fd in fds:
+        with contextlib.suppress(OSError, TypeError):
+            columns, rows = os.get_terminal_size(fd)  # type: ignore[arg-type]
+            return rows, columns
+    return None
 
 
 class _Killed(BaseException):

@@ -47,10 +47,18 @@ class Engine:
 
         return lifecycle.start(self.ctx, reference)
 
-    def attach(self, reference: str, *, start: bool = False, stdin: bool = False) -> Session:
+    def attach(
+        self,
+        reference: str,
+        *,
+        start: bool = False,
+        stdin: bool = False,
+        size: tuple[int, int] | None = None,
+    ) -> Session:
+        """Open streams; ``size``: rows and columns that the terminal begins with."""
         from vmm.engine import sessions
 
-        return sessions.attach(self.ctx, reference, start=start, stdin=stdin)
+        return sessions.attach(self.ctx, reference, start=start, stdin=stdin, size=size)
 
     def exec(self, reference: str, request: ExecRequest) -> Session | None:
         from vmm.engine import sessions

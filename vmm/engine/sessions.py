@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 KEPT_EXECS = 1000
 
 
+#: Rows and columns of a terminal.
+Size = tuple[int, int]
+
+
 class Session(NamedTuple):
     """Open streams of a workload or of one exec; pump them with vmm.control.terminal."""
 
@@ -37,8 +41,13 @@ class Session(NamedTuple):
     exec_id: str = ""
 
 
-def attach(ctx: Context, reference: str, *, start: bool, stdin: bool) -> Session:
-    """Attach to a running workload; with ``start``, start it once attached so nothing is lost."""
+def attach(
+    ctx: Context, reference: str, *, start: bool, stdin: bool, size: Size | None = None
+) -> Session:
+    """Attach to a running workload; with ``start``, start it once attached so nothing is lost.
+
+    ``size``: rows and columns that its terminal begins with.
+    """
     if not start:
         spec = launching.running(ctx, reference)
         control = launching.connect(ctx, spec.id)
@@ -49,6 +58,8 @@ def attach(ctx: Context, reference: str, *, start: bool, stdin: bool) -> Session
         control = launching.connect(ctx, spec.id)
         control.attach(stdin=stdin)
         control.expect_exit(promise=waiting is not None)
+        if size:
+            control.resize(*size)
         if waiting is not None:
             waiting.start()
     return Session(control, spec)

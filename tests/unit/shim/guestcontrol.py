@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def program(channel: str, mode: str) -> tuple[list[str], list[int]]:
-    """The command that plays the guest, and what it inherits; a MODE that is a path is vmm-init's."""
+    """The command that plays the guest, and what it inherits; a path as MODE is vmm-init."""
     if not mode.startswith("/"):
         return [sys.executable, str(Path(__file__).with_name("guestpeer.py")), channel, mode], []
     connection = socket.socket(socket.AF_UNIX)

@@ -33,8 +33,8 @@ class GuestLab(Lab):
         plan = super().plan(*argv, shim=shim, **options)
         stdio = op("guest.stdio", int(tty), int(stdin), int(options.get("once", False)))
         padding = op("guest.mkdir", "x" * 200000, "0755", 0, 0)  # several frames
-        own = (op("ns.new", "pid", "mount", "uts", "ipc"),) if self.mode.startswith("/") else ()
-        return plan._replace(host=(stdio, padding, *own))
+        real = op("ns.new", "pid", "mount", "uts", "ipc")
+        return plan._replace(host=(stdio, real if self.mode.startswith("/") else padding))
 
     def calls(self) -> list[str]:
         path = self.path / "calls"

@@ -318,7 +318,8 @@ def test_with_the_first_process_of_real_guests(guest: GuestLab, programs: Path) 
 
 def exit_codes(control: Control, last_words: dict[int, bytes]) -> dict[int, tuple[int, int]]:
     """Bytes and exit code of each channel; ``last_words`` are typed when all others have ended."""
-    sizes, ended = dict.fromkeys(last_words, 0), {}
+    sizes = dict.fromkeys(last_words, 0)
+    ended: dict[int, tuple[int, int]] = {}
     while len(ended) < len(sizes):
         if len(ended) == len(sizes) - 1:
             control.write_stdin(last_words[0])

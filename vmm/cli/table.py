@@ -44,7 +44,7 @@ CONTAINER = entries(
           "Block until workloads stop, then print their exit codes"),
     Entry("ps", "listing:ps", "", "List workloads"),
     Entry("attach", "execute:attach", _ONE, "Attach to a running workload's streams"),
-    Entry("console", "execute:console", _ONE, "Connect to the serial console of a guest"),
+    Entry("console", "execute:console", _ONE, "Connect to the serial console of a virtual machine"),
     Entry("logs", "logs:logs", _ONE, "Show the logs of a workload"),
     Entry("pause", "pause:pause", _MANY, "Pause all processes of one or more workloads"),
     Entry("unpause", "pause:unpause", _MANY,
@@ -128,10 +128,10 @@ GROUPS: dict[str, tuple[str, dict[str, Entry]]] = {
     "kernel": (
         "Manage the kernels that guests boot",
         entries(
-            Entry("ls", "kernel:ls", "", "List kernels"),
+            Entry("ls", "kernel:ls", "", "List the kernels that guests can boot"),
             Entry("add", "kernel:add", "FILE", "Add a kernel from a file"),
             Entry("fetch", "kernel:fetch", "[PACKAGE]",
-                  "Fetch a kernel package from the host's package sources"),
+                  "Get the distribution's kernel for virtual machines"),
             Entry("rm", "kernel:rm", "KERNEL [KERNEL...]", "Remove one or more kernels"),
         ),
     ),

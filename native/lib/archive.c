@@ -197,8 +197,9 @@ static void complain(const struct vmm_error *e) {
 }
 
 static int get(int root, const struct vmm_record *r, struct vmm_error *e) {
-    static struct vmm_out out = {.fd = 1};
+    static struct vmm_out out; /* no page of it is there until it is used */
     char number[16];
+    out.fd = 1;
     if (vmm_archive_get(root, r->argv[1], !strcmp(r->argv[2], "1"), &out, e) == 0)
         return 0;
     if (e->code == 1) { /* between two entries */

@@ -363,9 +363,10 @@ static int take(struct put *p, struct vmm_error *e) {
 }
 
 int vmm_archive_put(int root, const char *path, struct vmm_error *e) {
-    static struct put p = {.parent = -1};
+    static struct put p; /* no page of it is there until it is used */
     int result;
     umask(0);
+    p.parent = -1;
     p.base = vmm_root_open(root, path, O_PATH | O_DIRECTORY, 0);
     if (p.base < 0)
         return vmm_fail(e, 1, errno, "\"%.300s\"", path);

@@ -102,6 +102,9 @@ static struct session *new_exec(uint16_t channel, const struct vmm_args *args, s
     if (!vmm_args_number(args, 1, 0, 1, &tty) || !vmm_args_number(args, 2, 0, 1, &input) ||
         !vmm_args_number(args, 3, 0, 1, &detach))
         return vmm_fail(e, 1, 0, "EXEC: tty, stdin and detach must be 0 or 1"), NULL;
+    unsigned short rows, columns;
+    if (!vmm_args_terminal(args, &rows, &columns))
+        return vmm_fail(e, 1, 0, "EXEC: rows and columns must be numbers"), NULL;
     struct session *s = malloc(sizeof *s);
     if (!s)
         return vmm_fail(e, 125, 0, "no memory for an exec"), NULL;
@@ -110,6 +113,8 @@ static struct session *new_exec(uint16_t channel, const struct vmm_args *args, s
     s->tty = tty;
     s->detached = detach;
     s->stdin_open = tty || (input && !detach);
+    s->rows = rows;
+    s->columns = columns;
     return s;
 }
 

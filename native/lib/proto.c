@@ -100,6 +100,16 @@ bool vmm_args_number(const struct vmm_args *args, uint32_t index, int64_t low, i
            *out >= low && *out <= high;
 }
 
+bool vmm_args_terminal(const struct vmm_args *args, unsigned short *rows, unsigned short *columns)
+{
+    int64_t r = 0, c = 0;
+    bool valid = args->count < 7 || (vmm_args_number(args, 5, 0, 65535, &r) &&
+                                     vmm_args_number(args, 6, 0, 65535, &c));
+    *rows = (unsigned short)r;
+    *columns = (unsigned short)c;
+    return valid;
+}
+
 size_t vmm_args_encode(uint8_t *out, size_t size, uint32_t count, const char *const *strings)
 {
     size_t at = 4;

@@ -73,6 +73,10 @@ int vmm_args_decode(const uint8_t *data, size_t size, struct vmm_args *out);
 bool vmm_args_number(const struct vmm_args *args, uint32_t index, int64_t low, int64_t high,
                      int64_t *out);
 
+/* Arguments 5 and 6 of EXEC, the rows and columns its terminal begins with; 0 and 0 where they are missing.
+ * False when they are no such numbers. */
+bool vmm_args_terminal(const struct vmm_args *args, unsigned short *rows, unsigned short *columns);
+
 /* Encode `count` strings into `out` (capacity `size`). Returns the length, 0 when they do not fit. */
 size_t vmm_args_encode(uint8_t *out, size_t size, uint32_t count, const char *const *strings);
 

@@ -119,7 +119,7 @@ static int run(struct shim *s, struct session *exec, const struct vmm_args *args
     return outcome;
 }
 
-/* EXEC [exec id, tty, stdin, detach, operations] */
+/* EXEC [exec id, tty, stdin, detach, operations, rows, columns], the size being optional */
 int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
                struct session **out, struct vmm_error *e)
 {
@@ -131,6 +131,8 @@ int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
     if (check(s, args, e) || vmm_records_decode(args->at[4], args->length[4], &ops, e))
         return FAILED;
     struct session *exec = exec_new(args, &ops, tty, input && !detach);
+    if (exec)
+        vmm_args_terminal(args, &exec->rows, &exec->columns);
     int outcome = exec ? run(s, exec, args, &ops, asker, e)
                        : vmm_fail(e, 125, 0, "no memory for an exec");
     vmm_records_free(&ops);

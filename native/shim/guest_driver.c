@@ -41,11 +41,14 @@ static int ask_exec(struct shim *s, struct session *exec, const struct vmm_args 
 {
     VMM_FREE uint8_t *payload = NULL;
     size_t size;
+    char rows[8], columns[8];
+    int r = snprintf(rows, sizeof rows, "%u", (unsigned)exec->rows);
+    int c = snprintf(columns, sizeof columns, "%u", (unsigned)exec->columns);
     const char *const all[] = {args->at[0], args->at[1], exec->stdin_open ? "1" : "0", args->at[3],
-                               args->at[4]};
-    const uint32_t lengths[] = {args->length[0], args->length[1], 1, args->length[3],
-                                args->length[4]};
-    if (vmm_record_encode(5, all, lengths, &payload, &size))
+                               args->at[4], rows, columns};
+    const uint32_t lengths[] = {args->length[0], args->length[1], 1,          args->length[3],
+                                args->length[4], (uint32_t)r,     (uint32_t)c};
+    if (vmm_record_encode(7, all, lengths, &payload, &size))
         return vmm_fail(e, 125, ENOMEM, "exec");
     return ask_guest(s, VMM_EXEC, channel, asker, exec, payload, size, e);
 }

@@ -328,7 +328,7 @@ static const struct {
     {VMM_WAIT_NEXT, 0, 0, wait_next},
     {VMM_ATTACH, 3, 3, attach},
     {VMM_RESIZE, 2, 3, resize},
-    {VMM_EXEC, 5, 5, exec},
+    {VMM_EXEC, 5, 7, exec},
     {VMM_EXEC_SIGNAL, 2, 2, exec_signal},
     {VMM_EXEC_ATTACH, 1, 1, exec_attach},
     {VMM_DETACH, 0, 0, detach},

@@ -69,6 +69,7 @@ def exec_(
         stdin=interactive and not detach,
         detach=detach,
         privileged=privileged,
+        size=streams.size(tty=tty and not detach),
     )
     if not detach:
         streams.check_terminal(tty=tty, stdin=interactive)

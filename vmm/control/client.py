@@ -325,11 +325,14 @@ class Control:
         tty: bool = False,
         stdin: bool = False,
         detach: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> tuple[int, int]:
         """Start a further process; (channel, pid). Its streams, then EXIT, come on the channel,
-        unless ``detach``. Raises LaunchError."""
+        unless ``detach``. ``size``: rows and columns its terminal begins with. Raises
+        LaunchError."""
         channel = self.new_channel()
-        payload = encode_args(exec_id, int(tty), int(stdin), int(detach), operations)
+        flags = (int(tty), int(stdin), int(detach))
+        payload = encode_args(exec_id, *flags, operations, *(size or ()))
         if len(payload) > frames.MAX_PAYLOAD:
             raise LaunchError(
                 f"exec: command and environment take {len(payload)} bytes, "

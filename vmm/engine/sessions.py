@@ -87,7 +87,12 @@ def exec_(ctx: Context, reference: str, request: ExecRequest) -> Session | None:
     control = launching.connect(ctx, spec.id)
     try:
         channel, _ = control.exec(
-            exec_id, operations, tty=request.tty, stdin=request.stdin, detach=request.detach
+            exec_id,
+            operations,
+            tty=request.tty,
+            stdin=request.stdin,
+            detach=request.detach,
+            size=request.size,
         )
     except BaseException:
         control.close()

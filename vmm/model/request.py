@@ -55,6 +55,8 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bool = False
     detach: bool = False
     privileged: bool = False
+    #: Rows and columns that the terminal begins with.
+    size: tuple[int, int] | None = None
 
 
 class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True):

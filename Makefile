@@ -11,7 +11,7 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iprou
 GUEST_PACKAGES := qemu-system-x86 qemu-system-common libvirt-daemon-system libvirt-clients libvirt-dev pkg-config erofs-utils e2fsprogs
 TEST_PACKAGES := $(GUEST_PACKAGES) libcap2-bin make user-mode-linux strace util-linux procps wget zstd netbase libxml2-utils
 
-.PHONY: demo test unit integration behaviour lint bench clean packages test-packages asan fuzz
+.PHONY: demo test unit integration behaviour lint bench bench-guests clean packages test-packages asan fuzz
 
 demo: $(VENV)/.installed
 	@configs/demo/run.sh "$(CURDIR)/$(BIN)/vmm"
@@ -34,6 +34,9 @@ fuzz: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/run.py
+
+bench-guests: $(VENV)/.dev
+	@PYTHONPATH=. $(BIN)/python bench/guests.py
 
 packages:
 	@configs/install-packages.sh $(PACKAGES)

@@ -14,7 +14,7 @@ from vmm.model.backend import (
     HostFacts,
     ResolvedDevice,
 )
-from vmm.model.errors import Unsupported
+from vmm.model.errors import HostError, Unsupported
 from vmm.model.launch import LaunchPlan
 from vmm.model.spec import WorkloadSpec
 
@@ -120,6 +120,18 @@ class LibvirtBackend:
 
         name = naming.domain(self.options.mark, given.spec.id)
         return pid_of(name, naming.uuid(given.spec.id)) > 0
+
+    def console(self, given: CompileInput) -> str:
+        """The serial line, a terminal of the host (vmm.model.backend.Console)."""
+        from vmm.backends.libvirt import naming
+
+        path = self.libvirt.console(naming.uuid(given.spec.id))
+        if not path:
+            raise HostError(
+                f"{given.spec.name}: libvirt knows no console of the guest",
+                f"vmm logs {given.spec.name} shows what it prints",
+            )
+        return path
 
     def cleanup(self, given: CompileInput) -> None:
         """End what still runs, and take the shared directory back."""

@@ -61,6 +61,10 @@ class Libvirt(Protocol):
         """The element of ours of a persistent domain, "" for none."""
         ...
 
+    def console(self, uuid: str) -> str:
+        """The terminal device of a running guest's serial line, "" for none."""
+        ...
+
     def tune(self, uuid: str, parameters: dict[str, int]) -> None:
         """Change a running guest's part of the CPUs (virDomainSetSchedulerParametersFlags)."""
         ...
@@ -178,6 +182,15 @@ class HostLibvirt:
         codes = (self._module.VIR_ERR_NO_DOMAIN, self._module.VIR_ERR_NO_DOMAIN_METADATA)
         with self._translated(f"look at domain {uuid}"), self._missing(*codes):
             return str(self._domain(uuid).metadata(kind, NAMESPACE, persistent))
+        return ""
+
+    def console(self, uuid: str) -> str:
+        from xml.etree import ElementTree
+
+        with self._translated(f"look at domain {uuid}"), self._missing():
+            document = ElementTree.fromstring(self._domain(uuid).XMLDesc(0))
+            found = document.find("devices/console")
+            return "" if found is None else found.get("tty", "")
         return ""
 
     def tune(self, uuid: str, parameters: dict[str, int]) -> None:

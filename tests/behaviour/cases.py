@@ -65,7 +65,7 @@ class Stage:
         self, result: subprocess.CompletedProcess[str], check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         refusal = re.search(rf"backend {self.backend}\b", result.stderr)
-        if result.returncode == 125 and refusal:
+        if result.returncode in (1, 125) and refusal:
             raise Refused(result.stderr.splitlines()[0].removeprefix("vmm: "))
         assert not check or result.returncode == 0, (result.returncode, result.stderr)
         return result
@@ -207,6 +207,14 @@ def published(s: Stage) -> None:
         return done.stdout == "page\n"
 
     s.until(fetch)
+
+
+def console(s: Stage) -> None:
+    argv = s.vmm.argv("console", s.idle)
+    done = subprocess.run(
+        argv, input="\x10\x11", capture_output=True, text=True, timeout=30, check=False
+    )
+    s.done(done)
 
 
 def pause(s: Stage) -> None:
@@ -382,6 +390,7 @@ SHARED = (
     Case("capabilities, seccomp, masked and read-only paths", confined, "--cap-drop"),
     Case("a limit of memory", memory, "-m"),
     Case("published ports", published, "-p"),
+    Case("a serial console", console, "vmm console"),
     Case("pause and unpause", pause, "vmm pause"),
     Case("statistics", statistics, "vmm stats"),
     Case("list of processes", top, "vmm top"),

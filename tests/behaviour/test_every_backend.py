@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.behaviour.cases import OWN, SHARED, Case, Refused, Stage
+from tests.behaviour.cases import OWN, SHARED, Case, Refused, Stage, console
 
+#: Set-up is apart: it starts libvirt and fetches a kernel.
+pytestmark = pytest.mark.timeout(60, func_only=True)
 TABLE = Path(__file__).parents[2] / "docs/backends.md"
 #: What each body gave, by title and backend: "yes", or the refusal.
 SEEN: dict[tuple[str, str], str] = {}
@@ -33,7 +35,7 @@ def test_behaves(stage: Stage, case: Case) -> None:
         case.body(stage)
         SEEN[case.title, stage.backend] = "yes"
     except Refused as refusal:
-        assert stage.backend != "container", refusal
+        assert stage.backend != "container" or case.body is console, refusal
         SEEN[case.title, stage.backend] = f"refused: {refusal}"
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.instance import Instance
 
+#: Set-up is apart: it starts libvirt and fetches a kernel.
+pytestmark = pytest.mark.timeout(60, func_only=True)
 URI = "qemu:///system"
 
 

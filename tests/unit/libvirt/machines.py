@@ -137,6 +137,9 @@ class RecordedLibvirt:
     def recorded(self, uuid: str) -> str:
         return next((text for text in self.documents if decode(text, "vmm")), "")
 
+    def console(self, uuid: str) -> str:
+        return ""
+
     def tune(self, uuid: str, parameters: dict[str, int]) -> None:
         self.calls.append(("tune", uuid, parameters))
 

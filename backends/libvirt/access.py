@@ -14,10 +14,11 @@ _SEARCH, _READ, _WRITE = 1, 4, 2
 
 
 def prepare(given: CompileInput) -> None:
-    """Let QEMU's group search the run directory; HostError naming what else keeps it out."""
+    """Let QEMU's group search the run directories; HostError naming what else keeps it out."""
     hypervisor = hypervisor_of(given)
     if hypervisor.relabels and os.geteuid() == 0:
-        _open_to(given.paths.run, hypervisor.gid)
+        for directory in (os.path.dirname(given.paths.run), given.paths.run):
+            _open_to(directory, hypervisor.gid)
     channel = naming.channel(given.paths.run)
     for path in ancestors((*opened(given), channel)):
         _require(path, hypervisor.uid, hypervisor.gid, _SEARCH, "search")

@@ -40,10 +40,7 @@ if TYPE_CHECKING:
     from vmm.storage.volumes import VolumeStore
 
 #: Below the instance's root; 0710 keeps other users out (and lets a group through later).
-DIRECTORIES = (
-    "workloads", "images", "layers", "volumes", "networks", "journal", "cache", "guest", "kernels",
-    "builds",
-)  # fmt: skip
+DIRECTORIES = ("workloads", "images", "layers", "volumes", "networks", "journal", "cache", "builds")
 
 
 class Context:
@@ -69,7 +66,7 @@ class Context:
             for name in DIRECTORIES:
                 (self.root / name).mkdir(mode=0o710, exist_ok=True)
             self.run_dir.parent.mkdir(mode=0o711, exist_ok=True)
-            self.run_dir.mkdir(mode=0o711, exist_ok=True)
+            self.run_dir.mkdir(mode=0o700, exist_ok=True)
             (self.run_dir / "locks").mkdir(mode=0o700, exist_ok=True)
         except PermissionError as error:
             raise HostError(

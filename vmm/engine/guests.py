@@ -16,7 +16,7 @@ def kept(ctx: Context) -> list[WorkloadSpec]:
     from vmm.engine.backends import GUESTS
 
     found: dict[str, WorkloadSpec] = {}
-    if not any((ctx.root / "guest").iterdir()):
+    if not (ctx.root / "guest").is_dir():
         return []
     for name in GUESTS:
         with contextlib.suppress(VmmError):

@@ -65,7 +65,7 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
         _check_sources(spec.mounts)
         with ctx.journal.begin("create", spec.id) as undo:
             spec = _claim(ctx, spec, undo, generated=not request.name)
-            _make(ctx, spec, image.chain_ids, undo)
+            spec = _make(ctx, spec, image.chain_ids, undo)
             launching.record(ctx, spec)
             if request.cidfile:
                 _write_cidfile(request.cidfile, spec.id)

@@ -100,7 +100,7 @@ def guest() -> Iterator[CompileInput]:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         top = Path(name)
         top.chmod(0o711)
-        (top / "run").mkdir(0o700)
+        (top / "instance/run").mkdir(0o700, parents=True)
         for file in ("root", "disk", "kernel", "initrd"):
             (top / file).touch(0o640)
             os.chown(top / file, HYPERVISOR.uid if file == "disk" else 0, HYPERVISOR.gid)
@@ -111,14 +111,15 @@ def guest() -> Iterator[CompileInput]:
             kernel=f"{top}/kernel",
             initrd=f"{top}/initrd",
         )
-        paths = msgspec.structs.replace(PATHS, run=f"{top}/run")
+        paths = msgspec.structs.replace(PATHS, run=f"{top}/instance/run")
         yield compile_input(spec(), paths=paths, root=root)
 
 
 def test_qemu_reaches_what_it_opens(guest: CompileInput) -> None:
     access.prepare(guest)
-    run = os.stat(guest.paths.run)
-    assert (run.st_mode & 0o7777, run.st_uid, run.st_gid) == (0o710, 0, HYPERVISOR.gid)
+    for directory in (guest.paths.run, os.path.dirname(guest.paths.run)):
+        run = os.stat(directory)
+        assert (run.st_mode & 0o7777, run.st_uid, run.st_gid) == (0o710, 0, HYPERVISOR.gid)
 
 
 @pytest.mark.parametrize(

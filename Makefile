@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*/*.[ch] native/build.py native/flags.txt) setup.py pyproject.toml
 PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
 # What virtual machines need: the hypervisor, libvirt, and what makes their disks.
-GUEST_PACKAGES := qemu-system-x86 qemu-system-common libvirt-daemon-system libvirt-clients libvirt-dev pkg-config erofs-utils e2fsprogs
-TEST_PACKAGES := $(GUEST_PACKAGES) libcap2-bin make user-mode-linux strace util-linux procps wget zstd netbase libxml2-utils
+GUEST_PACKAGES := qemu-system-x86 qemu-system-common libvirt-daemon-system libvirt-clients libvirt-dev pkg-config e2fsprogs lz4 zstd
+TEST_PACKAGES := $(GUEST_PACKAGES) erofs-utils cpio libcap2-bin make user-mode-linux strace util-linux procps wget netbase libxml2-utils
 
 .PHONY: demo test unit integration behaviour lint bench bench-guests clean packages test-packages asan fuzz
 

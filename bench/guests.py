@@ -43,7 +43,7 @@ def main() -> None:
         subprocess.run(["ip", "-n", NAMESPACE, "link", "set", "lo", "up"], check=True)
         quiet(*vmm, "system", "libvirt", "start")
         quiet(*vmm, "image", "bootstrap", "busybox")
-        quiet(*vmm, "kernel", "fetch")
+        quiet(*vmm[len(ENTER) :], "kernel", "fetch")
         run(vmm, work)
     finally:
         subprocess.run([*vmm, "rm", "-f", "model", "idle"], capture_output=True, check=False)

@@ -118,6 +118,7 @@ def _groups(found: Hypervisor) -> list[int]:
     import pwd
 
     try:
-        return os.getgrouplist(pwd.getpwuid(found.uid).pw_name, found.gid)
+        user = pwd.getpwuid(found.uid)
+        return [found.gid, *os.getgrouplist(user.pw_name, user.pw_gid)]
     except KeyError:
         return [found.gid]

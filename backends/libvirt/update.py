@@ -25,7 +25,7 @@ def update(libvirt: Libvirt, given: CompileInput) -> None:
     if wanted > largest:
         raise _later(given, f"--memory {wanted // _KIB_PER_MIB}m", f"{largest // 1024} MiB")
     if sizing.processors(given.spec.resources) > cpus:
-        raise _later(given, "--cpus", f"{cpus} CPUs")
+        raise _later(given, "--cpus", f"{cpus} CPU{'' if cpus == 1 else 's'}")
     before = _recorded(libvirt, given)
     if given.spec.resources.pids_limit != before.pids_limit:
         raise _later(given, "--pids-limit", f"a limit of {before.pids_limit or 'none'}")

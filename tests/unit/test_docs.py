@@ -28,6 +28,8 @@ FOREIGN_FLAGS = {
 VARIABLES = {f"VMM_{f.name.upper()}" for f in fields(Settings) if f.name != "sources"} | {
     "VMM_CONFIG",
     "VMM_DEBUG",
+    "VMM_ACCEL",
+    "VMM_WRITE_TABLE",
 }
 _FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SEPARATORS = {"|", "||", "&&", ";", "&", ">", "<", ">>", "2>"}

@@ -23,7 +23,7 @@ class CreateOptions(Options):
         typer.Option("--attach", "-a", metavar="list", help="Attach to STDIN, STDOUT or STDERR"),
     ] = None
     backend: Annotated[
-        str, typer.Option("--backend", help="What runs it: auto, container (default auto)")
+        str, typer.Option("--backend", help="What runs it: auto, container, vm, kvm, qemu")
     ] = "auto"
     cap_add: Annotated[
         Texts, typer.Option("--cap-add", metavar="list", help="Add Linux capabilities")

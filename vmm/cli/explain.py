@@ -18,10 +18,12 @@ def explain(
 ) -> None:
     """Print what the backend makes of a workload.
 
-    For a container that is its launch plan, one operation a line, in order.
+    For a container that is its launch plan, one operation a line, in order; for a virtual
+    machine also the libvirt domain.
 
     Examples:
       vmm explain web
+      vmm explain --backend qemu web
     """
     line(context.engine().explain(container, backend).rstrip("\n"))
 

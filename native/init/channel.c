@@ -33,7 +33,7 @@ void channel_send(struct guest *g, uint16_t channel, uint8_t type, const void *d
     if (!c->synced)
         return;
     vmm_frame_header(header, (uint32_t)size, channel, type);
-    if (c->out.size + size > OUTPUT_MAX + LISTING_MAX || queue_append(&c->out, header, sizeof header) < 0 ||
+    if (c->out.size + size > QUEUE_MAX || queue_append(&c->out, header, sizeof header) < 0 ||
         queue_append(&c->out, data, size) < 0)
         channel_lost(g, "no memory for an answer");
 }
@@ -100,7 +100,7 @@ void channel_lost(struct guest *g, const char *why) {
 void channel_disconnected(struct guest *g) {
     struct channel *c = &g->channel;
     c->connected = c->synced = c->greeted = false;
-    c->used = 0;
+    c->start = c->used = 0;
     c->stalled = NEVER;
     if (!g->booted)
         g->ending = true;
@@ -170,38 +170,42 @@ static void begin(struct guest *g, const uint8_t marker[MARKER]) {
 
 /* ---- from the host ---- */
 
+static const uint8_t *head(const struct channel *c) {
+    return c->in + c->start;
+}
+
 static void drop(struct channel *c, size_t size) {
-    memmove(c->in, c->in + size, c->used - size);
     c->used -= size;
+    c->start = c->used ? c->start + size : 0;
 }
 
 /* Drop all before a marker, and answer it. False: none so far. */
 static bool find_marker(struct guest *g) {
     struct channel *c = &g->channel;
     uint8_t marker[MARKER];
-    const uint8_t *at = memmem(c->in, c->used, magic, MAGIC);
+    const uint8_t *at = memmem(head(c), c->used, magic, MAGIC);
     if (!at) {
         drop(c, c->used < MAGIC ? 0 : c->used - MAGIC + 1);
         return false;
     }
-    drop(c, (size_t)(at - c->in));
+    drop(c, (size_t)(at - head(c)));
     if (c->used < MARKER)
         return false;
-    memcpy(marker, c->in, MARKER);
+    memcpy(marker, head(c), MARKER);
     drop(c, MARKER);
     begin(g, marker);
     return true;
 }
 
 static bool starts_with_marker(const struct channel *c) {
-    return c->used >= MAGIC && !memcmp(c->in, magic, MAGIC);
+    return c->used >= MAGIC && !memcmp(head(c), magic, MAGIC);
 }
 
 /* The first frame. False: it is not whole yet. */
 static bool consume_one(struct guest *g) {
     struct channel *c = &g->channel;
     struct vmm_frame frame;
-    int got = vmm_frame_decode(c->in, c->used, &frame);
+    int got = vmm_frame_decode(head(c), c->used, &frame);
     if (got < 0) {
         if (starts_with_marker(c))
             c->synced = c->greeted = false;
@@ -223,8 +227,18 @@ void channel_consume(struct guest *g) {
         more = c->synced ? consume_one(g) : find_marker(g);
 }
 
+/* Once for all that is read, so that many small frames are not moved for each of them. */
+static void make_room(struct channel *c) {
+    if (c->start)
+        memmove(c->in, head(c), c->used);
+    c->start = 0;
+}
+
 void channel_read(struct guest *g) {
     struct channel *c = &g->channel;
+    make_room(c);
+    if (c->used == sizeof c->in) /* waits for answers to be taken; reading nothing would look like the end */
+        return;
     ssize_t got = read(c->fd, c->in + c->used, sizeof c->in - c->used);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
@@ -251,11 +265,12 @@ void channel_recover(struct guest *g, int64_t now) {
     if (now < c->stalled)
         return;
     c->stalled = NEVER;
-    for (uint8_t *at = c->in; (at = memmem(at, c->used - (size_t)(at - c->in), magic, MAGIC)); at++) {
-        size_t left = c->used - (size_t)(at - c->in);
+    const uint8_t *end = head(c) + c->used;
+    for (const uint8_t *at = head(c); (at = memmem(at, (size_t)(end - at), magic, MAGIC)); at++) {
+        size_t left = (size_t)(end - at);
         if (left < MARKER || !is_hello(at + MARKER, left - MARKER))
             continue;
-        drop(c, (size_t)(at - c->in));
+        drop(c, (size_t)(at - head(c)));
         c->synced = c->greeted = false;
         channel_consume(g);
         return;

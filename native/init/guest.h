@@ -15,6 +15,7 @@ enum {
     OUTPUT_HIGH = 256 << 10,    /* queued for the host: streams are read no more */
     OUTPUT_MAX = 1 << 20,       /* queued for the host: requests are read no more */
     LISTING_MAX = 4 << 20,      /* of TOP */
+    QUEUE_MAX = OUTPUT_MAX + LISTING_MAX + VMM_FRAME_MAX, /* queued for the host, with what else had to be said */
     CHUNK = 32 << 10,           /* read from a stream at once; the port's driver takes no more */
     DRAIN_MS = 1000,            /* after the end, for the last holder of a stream */
     SHUTDOWN_MS = 10000,        /* after EXIT, for SHUTDOWN */
@@ -68,7 +69,7 @@ enum state { IDLE, RUNNING, EXITED };
 struct channel {
     int fd;
     bool connected, synced, greeted;
-    size_t used; /* bytes in `in` */
+    size_t start, used; /* of `in`: the first byte not handled yet, how many there are */
     size_t sent; /* bytes of the first frame in `out` that are under way */
     size_t raw;  /* bytes at the start of `out` that are no frame: the marker */
     int64_t stalled;   /* since when a frame in `in` is incomplete, NEVER */

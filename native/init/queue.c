@@ -6,12 +6,13 @@
 static int make_room(struct queue *q, size_t size) {
     if (q->capacity - q->start - q->size >= size)
         return 0;
+    bool enough = q->capacity - q->size >= size && q->start >= q->size; /* else all is moved again soon */
     if (q->start && q->size)
         memmove(q->data, q->data + q->start, q->size);
     q->start = 0;
-    if (q->capacity - q->size >= size)
+    if (enough)
         return 0;
-    size_t capacity = q->capacity ? q->capacity : 512;
+    size_t capacity = q->capacity ? 2 * q->capacity : 512;
     while (capacity - q->size < size)
         capacity *= 2;
     uint8_t *data = realloc(q->data, capacity);

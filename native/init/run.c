@@ -8,8 +8,10 @@
 
 /* ---- LAUNCH ---- */
 
+/* Of a workload that was started nothing more is wanted. */
 void run_plan_bytes(struct guest *g, const uint8_t *data, size_t size) {
-    if (g->plan_bytes.size + size > PLAN_MAX || queue_append(&g->plan_bytes, data, size) < 0)
+    if (g->state == IDLE &&
+        (g->plan_bytes.size + size > PLAN_MAX || queue_append(&g->plan_bytes, data, size) < 0))
         g->plan_too_large = true;
 }
 
@@ -49,11 +51,10 @@ static void undo(struct guest *g) {
 }
 
 static int prepare(struct guest *g, struct vmm_error *e) {
-    if (g->boot.code) {
+    int failed = take_plan(g, e);
+    if (g->boot.code) /* which explains more */
         *e = g->boot;
-        return -1;
-    }
-    if (take_plan(g, e) < 0)
+    if (failed || g->boot.code)
         return -1;
     g->launcher = vmm_launcher_new(&g->plan);
     return g->launcher ? setup_guest(g, e) : vmm_fail(e, 125, 0, "no memory");

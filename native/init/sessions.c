@@ -170,7 +170,9 @@ void session_read(struct guest *g, struct session *s, bool err) {
     int fd = err ? s->err : s->out;
     if (fd < 0 || !session_reads(g, s))
         return;
-    ssize_t got = read(fd, chunk, s->credit < CHUNK ? (size_t)s->credit : CHUNK);
+    size_t most = OUTPUT_HIGH - g->channel.out.size; /* so that what is queued is within a new host's credit */
+    most = most < CHUNK ? most : CHUNK;
+    ssize_t got = read(fd, chunk, s->credit < (int64_t)most ? (size_t)s->credit : most);
     if (got > 0) {
         s->credit -= got;
         channel_send(g, s->channel, err ? VMM_STDERR : VMM_STDOUT, chunk, (size_t)got);

@@ -6,6 +6,10 @@
 #include "../init/guest.h"
 #include "fuzzing.h"
 
+/* What processes write: the alphabet over and over, here from letter `from` on, at least VMM_FRAME_MAX of it. */
+enum { LETTERS = 26 };
+const uint8_t *letters(int from);
+
 /* The model of the host knows what was asked for, and checks everything that the guest says against it. */
 void host_reset(void);
 /* Bytes that the guest wrote, in order. */

@@ -20,9 +20,9 @@ static struct input corpus[CORPUS_MAX];
 static size_t corpus_size;
 static uint8_t current[FUZZ_LARGEST];
 static size_t current_size;
-static uint8_t seen[EDGES];
+static uint8_t hits[EDGES]; /* of an edge, in this input */
+static uint8_t seen[EDGES]; /* of each edge the magnitudes of hits, as bits */
 static uintptr_t last_edge;
-static bool discovered;
 static uint64_t random_state = 88172645463325252u;
 
 void __sanitizer_cov_trace_pc(void);
@@ -37,8 +37,27 @@ __attribute__((no_sanitize_coverage, no_sanitize("address"))) void __sanitizer_c
     uintptr_t here = (uintptr_t)__builtin_return_address(0);
     uintptr_t edge = (here ^ last_edge >> 1) % EDGES;
     last_edge = here;
-    discovered |= !seen[edge];
-    seen[edge] = 1;
+    hits[edge] += hits[edge] < UINT8_MAX;
+}
+
+static uint8_t magnitude(uint8_t count) {
+    return (uint8_t)(count < 4 ? 1u << (count - 1) : count < 8 ? 8 : count < 16 ? 16 :
+                     count < 32 ? 32 : count < 128 ? 64 : 128);
+}
+
+/* Whether the input went where no other did, or more often. */
+static bool look_at_hits(void) {
+    bool discovered = false;
+    for (size_t i = 0; i < EDGES; i += sizeof(uint64_t)) {
+        uint64_t any;
+        memcpy(&any, hits + i, sizeof any);
+        for (size_t j = i; any && j < i + sizeof any; j++) {
+            uint8_t bit = hits[j] ? magnitude(hits[j]) : 0;
+            discovered |= (bit & ~seen[j]) != 0;
+            seen[j] |= bit;
+        }
+    }
+    return discovered;
 }
 
 /* ---- the end of an input that breaks something ---- */
@@ -132,15 +151,16 @@ static void keep_current(void) {
     corpus[corpus_size++] = (struct input){copy, current_size};
 }
 
-static void run_current(void (*run)(const uint8_t *data, size_t size)) {
+static bool run_current(void (*run)(const uint8_t *data, size_t size)) {
     uint8_t *copy = malloc(current_size); /* exact, so that the sanitizer sees a byte too far */
     if (!copy)
         abort();
     memcpy(copy, current, current_size);
     last_edge = 0;
-    discovered = false;
+    memset(hits, 0, sizeof hits);
     run(copy, current_size);
     free(copy);
+    return look_at_hits();
 }
 
 static void load(const char *path, void (*run)(const uint8_t *data, size_t size)) {
@@ -162,15 +182,14 @@ static void once(void (*run)(const uint8_t *data, size_t size)) {
     current_size = from->size;
     for (uint32_t i = 0, count = 1 + pick(6); i < count; i++)
         mutate();
-    run_current(run);
-    if (discovered)
+    if (run_current(run))
         keep_current();
 }
 
 static size_t count_edges(void) {
     size_t edges = 0;
     for (size_t i = 0; i < EDGES; i++)
-        edges += seen[i];
+        edges += seen[i] != 0;
     return edges;
 }
 

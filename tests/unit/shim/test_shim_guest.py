@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.shim.guestlab import GuestLab
+from tests.unit.shim.guestshimlab import GuestLab
 from tests.unit.shim.shimlab import alive, collect, command, eventually, read_until
 from vmm.control import frames as f
 from vmm.control.client import Control

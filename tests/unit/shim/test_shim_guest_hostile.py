@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.shim.guestlab import GuestLab
+from tests.unit.shim.guestshimlab import GuestLab
 from tests.unit.shim.shimlab import LAXITY, alive, collect, command, eventually
 from vmm.model.errors import LaunchError, VmmError
 from vmm.model.ids import new_id

@@ -115,11 +115,14 @@ class LibvirtBackend:
 
     def alive(self, given: CompileInput) -> bool:
         """Whether its emulator runs; where libvirtd is down as well."""
-        from vmm.backends.libvirt import naming
-        from vmm.backends.libvirt.control import pid_of
+        return self._pid(given) > 0
 
-        name = naming.domain(self.options.mark, given.spec.id)
-        return pid_of(name, naming.uuid(given.spec.id)) > 0
+    def _pid(self, given: CompileInput) -> int:
+        from vmm.backends.libvirt import naming
+        from vmm.backends.libvirt.control import pid_by_uuid, pid_of
+
+        uuid = naming.uuid(given.spec.id)
+        return pid_of(naming.domain(self.options.mark, given.spec.id), uuid) or pid_by_uuid(uuid)
 
     def console(self, given: CompileInput) -> str:
         """The serial line, a terminal of the host (vmm.model.backend.Console)."""
@@ -137,9 +140,20 @@ class LibvirtBackend:
         """End what still runs, and take the shared directory back."""
         from vmm.backends.libvirt import naming, shares
 
-        if self.alive(given):
-            self.libvirt.destroy(naming.uuid(given.spec.id))
+        pid, uuid = self._pid(given), naming.uuid(given.spec.id)
+        if pid:
+            self._end(pid, uuid)
         shares.cleanup(given.paths.run)
+
+    def _end(self, pid: int, uuid: str) -> None:
+        """Through libvirt; without it where that is down, or cannot."""
+        from vmm.backends.libvirt.control import end_alone
+
+        try:
+            self.libvirt.destroy(uuid)
+        except HostError:
+            if not end_alone(pid, uuid):
+                raise
 
     def forget(self, given: CompileInput) -> None:
         from vmm.backends.libvirt import naming

@@ -17,6 +17,8 @@ PID_DIRECTORIES = (
     "{runtime}/libvirt/qemu/run",
     "{home}/.cache/libvirt/qemu/run",
 )
+#: How long libvirtd may take to end a guest (virDomainDestroy waits 15 s for a stubborn one).
+HANGS = 20.0
 #: Why a domain is off (virDomainShutoffReason), for a workload's state.
 _OFF = {
     "VIR_DOMAIN_SHUTOFF_SHUTDOWN": "the guest powered itself off, or its kernel panicked",
@@ -29,22 +31,67 @@ _OFF = {
 }
 
 
-def pid_of(name: str, uuid: str) -> int:
-    """The pid of the QEMU that runs a domain, by its pid file and command line; 0 for none."""
+def _directories() -> list[str]:
     runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
     home = os.environ.get("HOME", "/root")
-    for directory in PID_DIRECTORIES:
-        path = directory.format(runtime=runtime, home=home)
-        try:
-            with open(f"{path}/{name}.pid", encoding="ascii") as file:
-                pid = int(file.read(32))
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                arguments = file.read().split(b"\0")
-        except (OSError, ValueError):
-            continue
-        if uuid.encode() in arguments:
-            return pid
+    return [path.format(runtime=runtime, home=home) for path in PID_DIRECTORIES]
+
+
+def pid_of(name: str, uuid: str) -> int:
+    """The pid of the QEMU that runs a domain, by its pid file and command line; 0 for none."""
+    return next(filter(None, (_read(f"{path}/{name}.pid", uuid) for path in _directories())), 0)
+
+
+def pid_by_uuid(uuid: str) -> int:
+    """The same where only libvirt knows the name, and is not there to ask."""
+    for path in _directories():
+        if os.path.isdir(path):
+            files = (name for name in os.listdir(path) if name.endswith(".pid"))
+            if pid := next(filter(None, (_read(f"{path}/{name}", uuid) for name in files)), 0):
+                return pid
     return 0
+
+
+def _read(path: str, uuid: str) -> int:
+    """The pid in a file, if that process runs the domain."""
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read(32))
+    except (OSError, ValueError):
+        return 0
+    return pid if is_emulator(pid, uuid) else 0
+
+
+def is_emulator(pid: int, uuid: str) -> bool:
+    """Whether a process is the one that runs this domain, by its command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return uuid.encode() in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def end_alone(pid: int, uuid: str) -> bool:
+    """End a domain's emulator while libvirtd is down (which notes it when it is up again);
+    whether it is gone."""
+    import select
+    import signal
+
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return not is_emulator(pid, uuid)
+    try:
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            if not is_emulator(pid, uuid):
+                break
+            signal.pidfd_send_signal(process, signum)
+            select.select([process], [], [], 5)
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(process)
+    return not is_emulator(pid, uuid)
 
 
 def start(libvirt: Any, domain: Any) -> None:
@@ -98,29 +145,65 @@ def reason(libvirt: Any, domain: Any) -> None:
 ACTIONS = {f.__name__: f for f in (start, destroy, suspend, resume, reason)}
 
 
+def _disconnected(uri: str, uuid: str, action: str, said: str) -> int:
+    """What ends a guest works without libvirtd too."""
+    if action == "destroy":
+        pid = pid_by_uuid(uuid)
+        if not pid or end_alone(pid, uuid):
+            print("the emulator was ended without libvirt")
+            return 0
+    if action == "reason" and not pid_by_uuid(uuid):
+        print("the emulator of the guest ended while libvirt was down")
+        return 0
+    print(f"no connection to libvirt ({uri}): {said}; vmm system libvirt start", file=sys.stderr)
+    return 1
+
+
+def act(uri: str, uuid: str, action: str) -> int:
+    """Connect, find the domain, do it; the exit code."""
+    import libvirt
+
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        return _disconnected(uri, uuid, action, " ".join(str(error).split()))
+    try:
+        ACTIONS[action](libvirt, connection.lookupByUUIDString(uuid))
+    except libvirt.libvirtError as error:
+        gone = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
+        if gone and action in ("destroy", "reason"):
+            return _undefined(uuid)
+        print(f"libvirt: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _undefined(uuid: str) -> int:
+    print("the guest's domain is gone from libvirt")
+    pid = pid_by_uuid(uuid)
+    return 0 if not pid or end_alone(pid, uuid) else 1
+
+
+def act_within(seconds: float, uri: str, uuid: str, action: str) -> int:
+    """The same, but a libvirtd that hangs counts as one that is down."""
+    from threading import Thread
+
+    codes: list[int] = []
+    thread = Thread(target=lambda: codes.append(act(uri, uuid, action)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        return _disconnected(uri, uuid, action, f"it does not answer within {seconds:.0f} s")
+    return codes[0] if codes else 1
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 3 or arguments[2] not in ACTIONS:
         print(f"usage: control.py URI UUID {'|'.join(ACTIONS)}", file=sys.stderr)
         return 2
-    import libvirt
-
     uri, uuid, action = arguments
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    try:
-        connection = libvirt.open(uri)
-        try:
-            domain = connection.lookupByUUIDString(uuid)
-        except libvirt.libvirtError as error:
-            gone = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
-            if not gone or action not in ("destroy", "reason"):
-                raise
-            print("the guest's domain is gone from libvirt")
-            return 0
-        ACTIONS[action](libvirt, domain)
-    except libvirt.libvirtError as error:
-        print(f"libvirt: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return act_within(HANGS, uri, uuid, action) if action == "destroy" else act(uri, uuid, action)
 
 
 if __name__ == "__main__":

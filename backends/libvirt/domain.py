@@ -23,7 +23,7 @@ def document(given: CompileInput, variant: Variant) -> str:
         {"type": variant.domain_type},
         element("name", text=naming.domain(given.cgroup_parent, spec.id)),
         element("uuid", text=naming.uuid(spec.id)),
-        metadata.of(spec, given.cgroup_parent),
+        metadata.of(given.stored or spec, given.cgroup_parent),
         element("memory", {"unit": "KiB"}, text=memory),
         element("currentMemory", {"unit": "KiB"}, text=memory),
         _shared_memory(given),

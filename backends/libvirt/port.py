@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -74,6 +75,37 @@ class Libvirt(Protocol):
         ...
 
 
+_UUID = re.compile("<uuid>([0-9a-f-]{36})</uuid>")
+#: For a connection (seconds): a daemon that has just been started looks at every emulator first.
+PATIENCE = 20.0
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The result of a call of libvirt, which itself knows no deadline; TimeoutError.
+
+    The thread of a call that never returns is left behind; it does not keep the process.
+    """
+    from threading import Thread
+
+    results: list[Any] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:  # handed on
+            errors.append(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError
+    return results[0]
+
+
 class HostLibvirt:
     """The Libvirt of this host; connects when it is first used."""
 
@@ -97,9 +129,14 @@ class HostLibvirt:
     def _connection(self) -> Any:
         module = self._module
         try:
-            return module.open(self.uri)
+            return _within(PATIENCE, lambda: module.open(self.uri))
         except module.libvirtError as error:
             raise connection_error(self.uri, error.get_error_message() or str(error)) from None
+        except TimeoutError:
+            raise HostError(
+                f"libvirt ({self.uri}) does not answer within {PATIENCE:.0f} s",
+                "see whether libvirtd hangs: its log is below /var/log/libvirt; then restart it",
+            ) from None
 
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -130,8 +167,20 @@ class HostLibvirt:
             raise Unsupported(f"libvirt has no {kind} guests here: {message}") from None
 
     def define(self, document: str) -> None:
+        module = self._module
         with self._translated("define the domain"):
-            self._connection.defineXMLFlags(document, 0)
+            try:
+                self._connection.defineXMLFlags(document, 0)
+            except module.libvirtError as error:
+                if error.get_error_code() != module.VIR_ERR_OPERATION_FAILED:
+                    raise
+                self._forget_other_name(document)
+                self._connection.defineXMLFlags(document, 0)
+
+    def _forget_other_name(self, document: str) -> None:
+        """A domain that somebody renamed stands in the way of its own definition."""
+        if found := _UUID.search(document):
+            self.undefine(found[1])
 
     def undefine(self, uuid: str) -> None:
         with self._translated(f"forget domain {uuid}"), self._missing():

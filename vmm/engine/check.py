@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from vmm.engine.context import Context
 from vmm.engine.status import LIVE, mend, observe, shim_alive
 from vmm.model.errors import CorruptStore, NotFound
 from vmm.model.ids import HEX64, short
+from vmm.model.state import State
 
+#: Nanoseconds after which the reaper of a workload that ended is not waited for.
+_REAPED = 10 * 10**9
 #: Temporary files of atomic writes name the process that made them.
 _TEMPORARY = re.compile(r".+\.([0-9]+)\.tmp\Z")
 
@@ -108,7 +113,20 @@ def _check_one(ctx: Context, workload: str, name: str | None, repair: bool) -> l
         faults.append(f"{shown}: recorded as {recorded.status}: {state.error}")
         if repair:
             lifecycle.reap(ctx, workload)
+    if _unremoved(ctx, workload, state):
+        faults.append(f"{shown}: it ended and was to be removed (--rm)")
+        if repair:
+            lifecycle.reap(ctx, workload)
     return faults
+
+
+def _unremoved(ctx: Context, workload: str, state: State) -> bool:
+    """Whether the reaper of a workload that removes itself failed, and is not only still at it."""
+    if state.status != "exited" or shim_alive(state) or time.time_ns() - state.finished < _REAPED:
+        return False
+    with contextlib.suppress(CorruptStore):
+        return ctx.store.read(workload).auto_remove
+    return False
 
 
 def _check_runs(ctx: Context, repair: bool) -> list[str]:

@@ -115,6 +115,17 @@ def record(ctx: Context, spec: WorkloadSpec) -> None:
         backend.record(given, backend.compile(given))
 
 
+def record_change(ctx: Context, spec: WorkloadSpec) -> None:
+    """``record`` after a change that is made already: the platform's copy may follow later."""
+    try:
+        record(ctx, spec)
+    except VmmError as error:
+        ctx.notices.append(
+            f"backend {spec.backend} keeps an older copy of {spec.name}: {error.message}; "
+            "later: vmm system check --repair"
+        )
+
+
 def adopt(ctx: Context, workload: str) -> bool:
     """Give a workload that lost its shim, but runs on, a new one; whether it has one now."""
     from vmm.control.spawn import spawn_shim
@@ -185,6 +196,7 @@ def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
     return msgspec.structs.replace(
         bare_input(ctx, spec),
         spec=with_runtime_env(spec, user),
+        stored=spec,
         root=msgspec.structs.replace(layout, volatile=spec.auto_remove),
         user=user,
         mounts=tuple(resolve_mount(ctx, mount) for mount in spec.mounts),

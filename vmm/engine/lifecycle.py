@@ -237,7 +237,7 @@ def rename(ctx: Context, reference: str, name: str) -> None:
         undo.push(lambda: ctx.index.rename(workload, spec.name))
         renamed = msgspec.structs.replace(spec, name=name)
         ctx.store.write(renamed)
-        launching.record(ctx, renamed)
+        launching.record_change(ctx, renamed)
     if spec.network.mode == "bridge":
         rewrite_hosts(ctx)
     ctx.events.append("container", "rename", workload, name=name, oldName=spec.name)

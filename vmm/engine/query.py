@@ -101,5 +101,5 @@ def change_metadata(ctx: Context, reference: str, changes: dict[str, str | None]
                 metadata[key] = value
         changed = msgspec.structs.replace(spec, metadata=metadata)
         ctx.store.write(changed)
-        launching.record(ctx, changed)
+        launching.record_change(ctx, changed)
     ctx.events.append("container", "update", workload, name=spec.name)

@@ -54,7 +54,7 @@ def _settle(ctx: Context, entry: Entry) -> None:
 
         spec = ctx.store.read(workload)
         updating.apply(ctx, spec)
-        launching.record(ctx, spec)
+        launching.record_change(ctx, spec)
 
 
 def _settle_start(ctx: Context, workload: str) -> None:
@@ -77,7 +77,7 @@ def _settle_rename(ctx: Context, workload: str) -> None:
     if spec.name != row.name:
         spec = msgspec.structs.replace(spec, name=row.name)
         ctx.store.write(spec)
-    launching.record(ctx, spec)
+    launching.record_change(ctx, spec)
 
 
 def abandoned_builds(ctx: Context) -> list[str]:

@@ -29,7 +29,7 @@ def update(ctx: Context, reference: str, request: UpdateRequest) -> None:
             undo.push(lambda: _take_back(ctx, before))
             ctx.store.write(after)
             apply(ctx, after)
-            launching.record(ctx, after)
+            launching.record_change(ctx, after)
     ctx.events.append("container", "update", workload, name=after.name, image=after.image)
 
 

@@ -194,6 +194,8 @@ class CompileInput(msgspec.Struct, frozen=True, kw_only=True):
     guest_memory: int = 512 << 20
     #: The workload runs already and lost its shim: only take it over.
     adopt: bool = False
+    #: The spec as it is stored, for platforms that keep a copy; None: the same as ``spec``.
+    stored: WorkloadSpec | None = None
 
 
 class ExecInput(msgspec.Struct, frozen=True, kw_only=True):

@@ -198,7 +198,7 @@ def test_the_control_program() -> None:
     assert failed.returncode == 1 and failed.stderr.startswith("libvirt: ")
     assert len(failed.stderr.splitlines()) == 1
     assert run_control("test:///default", TEST, "explode").returncode == 2
-    down = run_control("qemu+unix:///system?socket=/nonexistent", TEST, "destroy")
+    down = run_control("qemu+unix:///system?socket=/nonexistent", TEST, "start")
     assert down.returncode == 1 and "/nonexistent" in down.stderr
 
 

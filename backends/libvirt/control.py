@@ -124,7 +124,7 @@ def settled(libvirt: Any, domain: Any) -> tuple[int, int]:
     takes note of it: seconds where its end is reaped late."""
     for _ in range(100):
         state, why = domain.state()
-        if state != libvirt.VIR_DOMAIN_RUNNING:
+        if state not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_SHUTDOWN):
             break
         time.sleep(0.05)
     return state, why

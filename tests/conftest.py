@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -50,7 +51,13 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def namespace(worker: str) -> Iterator[str]:
     """A network namespace, with a loopback interface and a dummy uplink to nowhere."""
-    name = f"vmmtest-{os.getpid()}-{worker}"
+    with made_namespace(f"vmmtest-{os.getpid()}-{worker}") as name:
+        yield name
+
+
+@contextlib.contextmanager
+def made_namespace(name: str) -> Iterator[str]:
+    """A network namespace of this name while it is needed."""
     subprocess.run(["ip", "netns", "add", name], check=True)
     inside = ["ip", "-n", name]
     subprocess.run([*inside, "link", "set", "lo", "up"], check=True)

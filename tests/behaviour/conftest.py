@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -12,20 +13,22 @@ from pathlib import Path
 import pytest
 
 from tests.behaviour.cases import Stage
+from tests.conftest import made_namespace
 from tests.instance import Instance
 
 
 @pytest.fixture(scope="session")
-def machines(namespace: str) -> Iterator[Instance]:
-    """An instance that runs containers and guests, with a libvirt in its network namespace.
+def machines(worker: str) -> Iterator[Instance]:
+    """An instance that runs containers and guests, with a libvirt in its own network namespace.
 
     Its root is where QEMU's user may go, which is not so for pytest's own directories.
     """
     directory = Path(tempfile.mkdtemp(prefix="vmm-guests-", dir="/var/tmp"))
     directory.chmod(0o711)
-    made = Instance(directory / "root", namespace)
+    name = f"vmmtest-{os.getpid()}-{worker}-guests"
+    made = Instance(directory / "root", name)
     try:
-        with _libvirt(made):
+        with made_namespace(name), _libvirt(made):
             made.run("image", "bootstrap", "busybox")
             _fetch_kernel(made)
             yield made

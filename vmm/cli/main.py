@@ -83,6 +83,11 @@ def _unexpected(error: Exception) -> int:
     elif isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         note(f"vmm: {place}{error.strerror}\n  run it again with VMM_DEBUG=1 for the place")
+    elif isinstance(error, UnicodeEncodeError):  # bytes of the command line (PEP 383)
+        note(
+            f"vmm: {error.object!r:.200} is not UTF-8\n"
+            "  names, paths and values are kept in JSON: give them in UTF-8"
+        )
     else:
         note(
             f"vmm: unexpected {type(error).__name__}: {error}\n"

@@ -1,6 +1,7 @@
 """What is booted: a kernel and its initramfs, made once and kept while nothing changes.
 
-``boot/<kernel's name>.<16 hex>/{kernel,initrd}``; the digits are a digest of all they are made of.
+``boot/<kernel's name>.<16 hex>/{kernel,initrd,sizes}``; the digits are a digest of all they are
+made of, ``sizes`` tells whether they are still whole.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from vmm.ports.files import sync_directory
 from vmm.storage.tree import remove_tree
 
 #: Changes when the same ingredients give something else.
-_FORM = "1"
+_FORM = "2"
 #: Younger ones may be about to be booted by a command that runs now.
 _GRACE = 600
 
 
 Lock = Callable[[], AbstractContextManager[object]]
+
+
+_SIZES = "sizes"
 
 
 class Boot(NamedTuple):
@@ -53,9 +57,9 @@ class BootFiles:
         init = self._program()
         place = self._root / f"{kernel.name}.{_key(kernel, init, emulated)}"
         boot = Boot(place / "kernel", place / "initrd")
-        if not place.is_dir():
+        if not _is_whole(place):
             with lock():
-                if not place.is_dir():
+                if not _is_whole(place):
                     self._make(place, kernel, init, emulated)
                 self._forget(kernel.name, keep=place)
         open_to(gid, place)
@@ -74,9 +78,14 @@ class BootFiles:
         names = {kernel.name for kernel in kernels}
         for path in self._all():
             name = path.name.rpartition(".")[0]
-            if name not in names or path.name.endswith(".new") or _aged(path, newest[name]):
+            useless = path.name.endswith(".new") or not _is_whole(path)
+            if name not in names or useless or _aged(path, newest[name]):
                 freed += _remove(path)
         return freed
+
+    def damaged(self) -> list[Path]:
+        """Boot files of which something is missing; they are made anew when they are needed."""
+        return [p for p in self._all() if not p.name.endswith(".new") and not _is_whole(p)]
 
     def _make(self, place: Path, kernel: Kernel, init: bytes, emulated: bool) -> None:
         made = Path(f"{place}.new")
@@ -89,10 +98,13 @@ class BootFiles:
             (made / "initrd").write_bytes(initramfs(init, modules, order))
             if not (emulated and _unpack(kernel, made / "kernel")):
                 shutil.copyfile(kernel.path, made / "kernel")
+            (made / _SIZES).write_text(_sizes(made))
             for path in made.iterdir():
                 path.chmod(0o640)
                 _sync(path)
             sync_directory(str(made))
+            if place.exists():
+                remove_tree(str(place))
             os.rename(made, place)
         except BaseException:
             remove_tree(str(made))
@@ -125,6 +137,17 @@ def _key(kernel: Kernel, init: bytes, emulated: bool) -> str:
     parts = (_FORM, kernel.identity, kernel.modules, str(emulated), *REQUIRED, *OPTIONAL)
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:16]
+
+
+def _sizes(place: Path) -> str:
+    return "".join(f"{name} {(place / name).stat().st_size}\n" for name in Boot._fields)
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        return (place / _SIZES).read_text() == _sizes(place)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
 
 
 def _unpack(kernel: Kernel, target: Path) -> bool:

@@ -14,13 +14,13 @@ import struct
 import tempfile
 from typing import NamedTuple
 
-from vmm.guest.erofsdir import Dirent, directory_blocks, directory_size
+from vmm.guest.erofsdir import MAGIC, Dirent, directory_blocks, directory_size
 from vmm.guest.xattrs import packed_xattrs
 from vmm.model.errors import CorruptStore, VmmError
 from vmm.storage.tree import Entry, walk
 
 BLOCK = 4096
-_MAGIC, _SUPER_AT = 0xE0F5E1E2, 1024
+_SUPER_AT = 1024
 _SUPER = struct.Struct("<IIIBBHQQIIII16s16sI44x")
 #: Times are mtimes; files by chunks exist.
 _COMPAT_MTIME, _INCOMPAT_CHUNKED = 0x2, 0x4
@@ -247,7 +247,7 @@ class _Writer:
         os.ftruncate(self._image, self._block * BLOCK)
         incompat = _INCOMPAT_CHUNKED if self._chunked else 0
         block = _SUPER.pack(
-            _MAGIC, 0, _COMPAT_MTIME, 12, 0, root_nid, self._inodes, 0, 0, self._block, start, 0,
+            MAGIC, 0, _COMPAT_MTIME, 12, 0, root_nid, self._inodes, 0, 0, self._block, start, 0,
             bytes(16), b"vmm-root", incompat,
         )  # fmt: skip
         os.pwrite(self._image, block, _SUPER_AT)

@@ -6,6 +6,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+#: Of the superblock (Linux, fs/erofs/erofs_fs.h).
+MAGIC = 0xE0F5E1E2
 _BLOCK = 4096
 _ENTRY = struct.Struct("<QHBx")
 

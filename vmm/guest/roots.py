@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vmm.guest.access import open_to, share_file
 from vmm.guest.boot import BootFiles
 from vmm.guest.disks import make_disk
+from vmm.guest.erofsdir import MAGIC
 from vmm.guest.kernels import KernelStore
 from vmm.model.backend import RootLayout
 from vmm.model.errors import HostError
@@ -28,8 +30,24 @@ from vmm.ports.runner import HostRunner, Runner
 from vmm.storage.overlay import OverlayDriver
 
 _SUFFIX = ".erofs"
+#: The superblock's magic, block size and number of blocks (Linux, fs/erofs/erofs_fs.h).
+_HEAD = struct.Struct("<1024xI8xB23xI")
 _NO_LAYERS = "0" * 64
 KERNEL_NAME = "kernel"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a root image is there with all its blocks; its content is not looked at."""
+    try:
+        with open(path, "rb") as image:
+            head = image.read(_HEAD.size)
+            size = os.fstat(image.fileno()).st_size
+    except FileNotFoundError:
+        return False
+    if len(head) < _HEAD.size:
+        return False
+    magic, block_bits, blocks = _HEAD.unpack(head)
+    return bool(magic == MAGIC and size == blocks << block_bits)
 
 
 class DiskDriver:
@@ -126,7 +144,7 @@ class DiskDriver:
             for path in self.directory.glob("*" + _SUFFIX):
                 chain = f"sha256:{path.stem}"
                 gone = path.stem != _NO_LAYERS and not self.layers.has(chain)
-                if gone or (keep is not None and chain not in keep):
+                if gone or not is_whole(path) or (keep is not None and chain not in keep):
                     freed += self._unlink(path)
             for path in self.directory.glob("*" + _SUFFIX + ".new"):
                 freed += self._unlink(path)
@@ -134,15 +152,20 @@ class DiskDriver:
         return freed
 
     def check(self) -> list[str]:
-        """Faults: what a killed command left."""
+        """Faults: what a killed command left, and what was damaged since."""
         left = sorted(self.directory.glob("*" + _SUFFIX + ".new"))
-        return [f"{path}: an unfinished root image" for path in left]
+        images = sorted(self.directory.glob("*" + _SUFFIX))
+        return [
+            *(f"{path}: an unfinished root image" for path in left),
+            *(f"{path}: a damaged root image" for path in images if not is_whole(path)),
+            *(f"{path}: damaged boot files" for path in self._boot.damaged()),
+        ]
 
     def _image(self, chain_ids: Sequence[str], lowers: tuple[str, ...], gid: int) -> Path:
         path = self._path(chain_ids[-1] if chain_ids else "")
-        if not path.exists():
+        if not is_whole(path):
             with self._locked():
-                if not path.exists():
+                if not is_whole(path):
                     self._write_image(path, lowers)
         share_file(gid, path)
         return path

@@ -33,8 +33,8 @@ void channel_send(struct guest *g, uint16_t channel, uint8_t type, const void *d
     if (!c->synced)
         return;
     vmm_frame_header(header, (uint32_t)size, channel, type);
-    if (c->out.size + size > QUEUE_MAX || queue_append(&c->out, header, sizeof header) < 0 ||
-        queue_append(&c->out, data, size) < 0)
+    if (c->out.size + size > QUEUE_MAX || buffer_append(&c->out, header, sizeof header) < 0 ||
+        buffer_append(&c->out, data, size) < 0)
         channel_lost(g, "no memory for an answer");
 }
 
@@ -59,14 +59,14 @@ void channel_error(struct guest *g, uint16_t channel, const struct vmm_error *e)
 static void drop_sent(struct channel *c) {
     struct vmm_frame frame;
     if (c->raw && c->sent >= c->raw) {
-        queue_consume(&c->out, c->raw);
+        buffer_consume(&c->out, c->raw);
         c->sent -= c->raw;
         c->raw = 0;
     }
-    while (c->sent && !c->raw && vmm_frame_decode(queue_head(&c->out), c->out.size, &frame) > 0 &&
+    while (c->sent && !c->raw && vmm_frame_decode(buffer_head(&c->out), c->out.size, &frame) > 0 &&
            c->sent >= vmm_frame_size(&frame)) {
         size_t size = vmm_frame_size(&frame);
-        queue_consume(&c->out, size);
+        buffer_consume(&c->out, size);
         c->sent -= size;
     }
 }
@@ -75,7 +75,7 @@ void channel_write(struct guest *g) {
     struct channel *c = &g->channel;
     while (c->connected && c->sent < c->out.size) {
         size_t left = c->out.size - c->sent;
-        ssize_t done = write(c->fd, queue_head(&c->out) + c->sent, left < CHUNK ? left : CHUNK);
+        ssize_t done = write(c->fd, buffer_head(&c->out) + c->sent, left < CHUNK ? left : CHUNK);
         if (done < 0 && errno == EINTR)
             continue;
         if (done < 0 && errno != EAGAIN)
@@ -107,9 +107,9 @@ void channel_disconnected(struct guest *g) {
 }
 
 /* The end of the workload that the former host did not hear of. */
-static bool has_exit(const struct queue *old, size_t from) {
+static bool has_exit(const struct buffer *old, size_t from) {
     struct vmm_frame frame;
-    for (size_t at = from; vmm_frame_decode(queue_head(old) + at, old->size - at, &frame) > 0;
+    for (size_t at = from; vmm_frame_decode(buffer_head(old) + at, old->size - at, &frame) > 0;
          at += vmm_frame_size(&frame))
         if (frame.channel == 0 && frame.type == VMM_EXIT)
             return true;
@@ -122,9 +122,9 @@ static bool is_workload_output(const struct vmm_frame *frame) {
 }
 
 /* Of what the former host did not get, the workload's output goes on. */
-static void send_again(struct guest *g, const struct queue *old, size_t from) {
+static void send_again(struct guest *g, const struct buffer *old, size_t from) {
     struct vmm_frame frame;
-    for (size_t at = from; vmm_frame_decode(queue_head(old) + at, old->size - at, &frame) > 0;
+    for (size_t at = from; vmm_frame_decode(buffer_head(old) + at, old->size - at, &frame) > 0;
          at += vmm_frame_size(&frame)) {
         if (!is_workload_output(&frame))
             continue;
@@ -148,14 +148,14 @@ static void send_hello(struct guest *g) {
 
 static void begin(struct guest *g, const uint8_t marker[MARKER]) {
     struct channel *c = &g->channel;
-    struct queue old = c->out;
+    struct buffer old = c->out;
     size_t raw = c->raw;
-    c->out = (struct queue){0};
+    c->out = (struct buffer){0};
     c->sent = 0;
-    c->synced = queue_append(&c->out, marker, MARKER) == 0;
+    c->synced = buffer_append(&c->out, marker, MARKER) == 0;
     c->raw = c->out.size;
     c->greeted = false;
-    queue_clear(&g->plan_bytes);
+    buffer_clear(&g->plan_bytes);
     g->plan_too_large = false;
     if (has_exit(&old, raw)) { /* it ends once more, for this host */
         g->state = RUNNING;
@@ -165,7 +165,7 @@ static void begin(struct guest *g, const uint8_t marker[MARKER]) {
     session_anew(g);
     send_again(g, &old, raw);
     session_tell_ends(g);
-    queue_clear(&old);
+    buffer_clear(&old);
 }
 
 /* ---- from the host ---- */

@@ -4,6 +4,7 @@
 
 #include <poll.h>
 
+#include "buffer.h"
 #include "launch.h"
 #include "proto.h"
 
@@ -28,18 +29,6 @@ enum {
 
 #define NEVER INT64_MAX
 
-/* ---- queue.c: bytes waiting ---- */
-
-struct queue {
-    uint8_t *data;
-    size_t start, size, capacity;
-};
-
-int queue_append(struct queue *q, const void *data, size_t size);
-const uint8_t *queue_head(const struct queue *q);
-void queue_consume(struct queue *q, size_t size);
-void queue_clear(struct queue *q);
-
 /* ---- what a guest is ---- */
 
 /* A process with its streams: the workload (channel 0) or an exec. */
@@ -51,7 +40,7 @@ struct session {
     unsigned short rows, columns;
     pid_t pid; /* 0: does not run */
     int pidfd, in, out, err, slave;
-    struct queue input;
+    struct buffer input;
     bool input_eof;
     bool ended, oom;
     int code, signal;
@@ -73,7 +62,7 @@ struct channel {
     size_t sent; /* bytes of the first frame in `out` that are under way */
     size_t raw;  /* bytes at the start of `out` that are no frame: the marker */
     int64_t stalled;   /* since when a frame in `in` is incomplete, NEVER */
-    struct queue out;
+    struct buffer out;
     uint8_t in[2 * (VMM_FRAME_HEADER + VMM_FRAME_MAX)];
 };
 
@@ -82,7 +71,7 @@ struct guest {
     enum state state;
     struct channel channel;
     struct session workload, *execs;
-    struct queue plan_bytes;
+    struct buffer plan_bytes;
     bool plan_too_large;
     struct vmm_plan plan;
     struct vmm_launcher *launcher;

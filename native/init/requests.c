@@ -126,15 +126,15 @@ static int on_stats(struct call *c, struct vmm_error *e) {
 
 struct listing {
     struct call *call;
-    struct queue bytes;
+    struct buffer bytes;
     size_t sent;
 };
 
 static void flush(struct listing *l, size_t least) {
     while (l->bytes.size && l->bytes.size >= least) {
         size_t size = l->bytes.size < CHUNK ? l->bytes.size : CHUNK;
-        channel_send(l->call->g, l->call->channel, VMM_LISTING, queue_head(&l->bytes), size);
-        queue_consume(&l->bytes, size);
+        channel_send(l->call->g, l->call->channel, VMM_LISTING, buffer_head(&l->bytes), size);
+        buffer_consume(&l->bytes, size);
         l->sent += size;
     }
 }
@@ -143,7 +143,7 @@ static int add_line(void *context, const char *text, size_t size) {
     struct listing *l = context;
     if (l->sent + l->bytes.size + size >= LISTING_MAX)
         return -1;
-    if (queue_append(&l->bytes, text, size) < 0 || queue_append(&l->bytes, "\n", 1) < 0)
+    if (buffer_append(&l->bytes, text, size) < 0 || buffer_append(&l->bytes, "\n", 1) < 0)
         return -1;
     flush(l, CHUNK);
     return 0;
@@ -156,7 +156,7 @@ static int on_top(struct call *c, struct vmm_error *e) {
     int failed = vmm_launch_top(c->g->launcher, add_line, &l);
     if (!failed)
         flush(&l, 1);
-    queue_clear(&l.bytes);
+    buffer_clear(&l.bytes);
     c->ok = true;
     return failed ? fail(e, "the list of processes is too long") : 0;
 }

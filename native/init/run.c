@@ -11,16 +11,16 @@
 /* Of a workload that was started nothing more is wanted. */
 void run_plan_bytes(struct guest *g, const uint8_t *data, size_t size) {
     if (g->state == IDLE &&
-        (g->plan_bytes.size + size > PLAN_MAX || queue_append(&g->plan_bytes, data, size) < 0))
+        (g->plan_bytes.size + size > PLAN_MAX || buffer_append(&g->plan_bytes, data, size) < 0))
         g->plan_too_large = true;
 }
 
 static int take_plan(struct guest *g, struct vmm_error *e) {
     int failed = g->plan_too_large
                      ? vmm_fail(e, 125, 0, "the launch plan is larger than %d bytes", PLAN_MAX)
-                     : vmm_plan_decode((const char *)queue_head(&g->plan_bytes), g->plan_bytes.size,
+                     : vmm_plan_decode((const char *)buffer_head(&g->plan_bytes), g->plan_bytes.size,
                                        &g->plan, e);
-    queue_clear(&g->plan_bytes);
+    buffer_clear(&g->plan_bytes);
     g->plan_too_large = false;
     g->plan.guest = true;
     return failed;

@@ -83,7 +83,7 @@ void session_close(struct session *s) {
     vmm_close(&s->err);
     vmm_close(&s->slave);
     vmm_close(&s->pidfd);
-    queue_clear(&s->input);
+    buffer_clear(&s->input);
 }
 
 void session_resize(struct session *s, unsigned short rows, unsigned short columns) {
@@ -111,12 +111,12 @@ static void give_back(struct guest *g, struct session *s, size_t size) {
 
 static void drop_input(struct guest *g, struct session *s) {
     give_back(g, s, s->input.size);
-    queue_clear(&s->input);
+    buffer_clear(&s->input);
 }
 
 void session_write(struct guest *g, struct session *s) {
     while (s->in >= 0 && s->input.size) {
-        ssize_t done = write(s->in, queue_head(&s->input), s->input.size);
+        ssize_t done = write(s->in, buffer_head(&s->input), s->input.size);
         if (done < 0 && errno == EINTR)
             continue;
         if (done < 0 && errno == EAGAIN)
@@ -125,7 +125,7 @@ void session_write(struct guest *g, struct session *s) {
             vmm_close(&s->in);
             break;
         }
-        queue_consume(&s->input, (size_t)done);
+        buffer_consume(&s->input, (size_t)done);
         give_back(g, s, (size_t)done);
     }
     if (s->in < 0 && s->pid)
@@ -144,7 +144,7 @@ void session_input(struct guest *g, struct session *s, const uint8_t *data, size
     s->window -= (int64_t)size;
     if (size == 0)
         s->input_eof = true;
-    if ((s->in < 0 && !waits) || queue_append(&s->input, data, size) < 0)
+    if ((s->in < 0 && !waits) || buffer_append(&s->input, data, size) < 0)
         give_back(g, s, size);
     else if (!waits)
         session_write(g, s);

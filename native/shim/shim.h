@@ -7,7 +7,7 @@
 
 #include "../lib/launch.h"
 #include "../lib/proto.h"
-#include "buffer.h"
+#include "../lib/buffer.h"
 #include "log.h"
 
 #include <poll.h>

@@ -312,7 +312,7 @@ static void drain(void) {
 /* What was written until now was said to the former host. */
 void __wrap_session_anew(struct guest *g) {
     drain();
-    host_begins(g, queue_head(&g->channel.out));
+    host_begins(g, buffer_head(&g->channel.out));
     __real_session_anew(g);
 }
 
@@ -553,8 +553,8 @@ static void end(struct guest *g) {
     vmm_launcher_free(g->launcher);
     boot_unmount(g);
     vmm_plan_free(&g->plan);
-    queue_clear(&g->plan_bytes);
-    queue_clear(&g->channel.out);
+    buffer_clear(&g->plan_bytes);
+    buffer_clear(&g->channel.out);
     close(g->channel.fd);
     for (size_t i = 0; i < w.count; i++)
         for (int fd = 0; fd < 3; fd++)

@@ -23,7 +23,7 @@ struct flow {
 };
 
 static struct {
-    struct queue bytes;
+    struct buffer bytes;
     uint8_t marker[MARKER];
     bool begun, answered, hello, greeted; /* HELLO of the guest; of the host */
     enum state state;
@@ -34,7 +34,7 @@ static struct {
 } host;
 
 void host_lost(void) {
-    queue_clear(&host.bytes);
+    buffer_clear(&host.bytes);
     host.begun = host.answered = host.hello = host.greeted = false;
     host.first = host.end = 0;
     host.flow_count = 0;
@@ -232,27 +232,27 @@ static void take(const struct guest *g, const struct vmm_frame *frame) {
 static bool take_marker(void) {
     if (host.bytes.size < MARKER)
         return false;
-    expect(!memcmp(queue_head(&host.bytes), host.marker, MARKER), "another marker than that sent");
-    queue_consume(&host.bytes, MARKER);
+    expect(!memcmp(buffer_head(&host.bytes), host.marker, MARKER), "another marker than that sent");
+    buffer_consume(&host.bytes, MARKER);
     host.answered = true;
     return true;
 }
 
 static bool take_frame(const struct guest *g) {
     struct vmm_frame frame;
-    int got = host.bytes.size ? vmm_frame_decode(queue_head(&host.bytes), host.bytes.size, &frame) : 0;
+    int got = host.bytes.size ? vmm_frame_decode(buffer_head(&host.bytes), host.bytes.size, &frame) : 0;
     expect(got >= 0, "broken framing");
     if (got <= 0)
         return false;
     take(g, &frame);
-    queue_consume(&host.bytes, vmm_frame_size(&frame));
+    buffer_consume(&host.bytes, vmm_frame_size(&frame));
     return true;
 }
 
 void host_takes(const struct guest *g, const uint8_t *data, size_t size) {
     if (!host.begun) /* still what was meant for a former host */
         return;
-    if (queue_append(&host.bytes, data, size) < 0)
+    if (buffer_append(&host.bytes, data, size) < 0)
         abort();
     while (host.answered ? take_frame(g) : take_marker())
         ;

@@ -1,6 +1,6 @@
 /* A byte queue that holds memory only while it holds bytes. */
-#ifndef SHIM_BUFFER_H
-#define SHIM_BUFFER_H
+#ifndef VMM_BUFFER_H
+#define VMM_BUFFER_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -138,6 +138,14 @@ class HostLibvirt:
                 "see whether libvirtd hangs: its log is below /var/log/libvirt; then restart it",
             ) from None
 
+    def answers(self) -> bool:
+        """Whether a connection succeeds; HostError without libvirt's Python module."""
+        module = self._module
+        try:
+            return bool(self._connection.isAlive())
+        except (HostError, module.libvirtError):
+            return False
+
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         connection, module = self._connection, self._module

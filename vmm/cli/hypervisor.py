@@ -22,16 +22,13 @@ def libvirt(
       vmm system libvirt start
       vmm system libvirt status
     """
-    from vmm.engine import hypervisor
-
-    uri = context.engine().settings.libvirt_uri
-    if action == "start":
-        done = hypervisor.start(uri)
-    elif action == "stop":
-        done = hypervisor.stop()
-    elif action == "status":
-        done = hypervisor.status(uri)
-    else:
+    engine = context.engine()
+    actions = {
+        "start": engine.libvirt_start,
+        "stop": engine.libvirt_stop,
+        "status": engine.libvirt_status,
+    }
+    if action not in actions:
         raise UsageError(f"no such action {action!r:.40}", "write start, stop or status")
-    for text in done:
+    for text in actions[action]():
         line(text)

@@ -27,10 +27,8 @@ def ls(
       vmm kernel ls
       vmm kernel ls --format '{{.Name}} {{.Path}}'
     """
-    from vmm.engine import kernels
-
     form = "{{.Name}}" if quiet and not format else format
-    print_rows(kernels.rows(context.engine().ctx), form, _TABLE, {})
+    print_rows(context.engine().kernels(), form, _TABLE, {})
 
 
 def add(
@@ -49,9 +47,7 @@ def add(
       vmm kernel add linux-image-6.1.0-56-cloud-amd64.deb
       vmm kernel add --name mine --modules /lib/modules/6.1.0 bzImage
     """
-    from vmm.engine import kernels
-
-    line(kernels.add(context.engine().ctx, file, modules=modules, name=name))
+    line(context.engine().kernel_add(file, modules=modules, name=name))
 
 
 def fetch(
@@ -67,9 +63,7 @@ def fetch(
       vmm kernel fetch
       vmm kernel fetch --name generic linux-image-amd64
     """
-    from vmm.engine import kernels
-
-    line(kernels.fetch(context.engine().ctx, package or "", name=name, say=note))
+    line(context.engine().kernel_fetch(package or "", name=name, say=note))
 
 
 def rm(kernels: Annotated[list[str], typer.Argument(metavar="KERNEL")]) -> int:
@@ -80,7 +74,4 @@ def rm(kernels: Annotated[list[str], typer.Argument(metavar="KERNEL")]) -> int:
     Examples:
       vmm kernel rm 6.1.0-56-cloud-amd64
     """
-    from vmm.engine.kernels import remove
-
-    ctx = context.engine().ctx
-    return for_each(kernels, lambda name: remove(ctx, name))
+    return for_each(kernels, context.engine().kernel_remove)

@@ -245,8 +245,7 @@ class Control:
 
     def stats(self) -> dict[str, int]:
         """Numbers by name (native/PROTOCOL.md, "Statistics"); what is not known is left out."""
-        fields = (field.decode().partition("=") for field in self._request(frames.STATS))
-        return {name: int(value) for name, _, value in fields}
+        return frames.numbers_of(self._request(frames.STATS))
 
     def top(self) -> list[bytes]:
         """A line for each process, tab-separated (native/PROTOCOL.md, "Processes")."""

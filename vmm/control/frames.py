@@ -88,6 +88,17 @@ def decode_args(payload: bytes) -> list[bytes]:
     return args
 
 
+def numbers_of(fields: list[bytes]) -> dict[str, int]:
+    """``name=value`` fields of STATS (native/PROTOCOL.md, "Statistics"); those that are none, which
+    only a guest that lies sends, are left out."""
+    numbers = {}
+    for field in fields:
+        name, _, value = field.partition(b"=")
+        if value.isdigit() and len(value) <= 20:
+            numbers[name.decode("ascii", "replace")] = int(value)
+    return numbers
+
+
 class Decoder:
     """Cuts a byte stream into frames."""
 

@@ -18,15 +18,14 @@ from vmm.control import frames
 from vmm.control.client import Control, parse_exit
 from vmm.engine import launching
 from vmm.engine.context import Context
-from vmm.engine.runstep import drop_step
-from vmm.engine.status import observe
+from vmm.engine.runstep import drop_step, launched
+from vmm.engine.status import LIVE, observe
 from vmm.engine.users import LIMIT, Reader
 from vmm.model.backend import CompileInput, WorkloadPaths
 from vmm.model.errors import Conflict, LaunchError, VmmError
 from vmm.model.filestream import FILE, CopyFailed, StreamReader
 from vmm.model.ids import new_id, short
 from vmm.model.spec import Log, Network, Process, Resources, Restart, WorkloadSpec
-from vmm.ports.files import atomic_write
 
 #: What is kept of the line on standard error (bytes).
 _MESSAGE = 4096
@@ -192,30 +191,16 @@ def stopped_pipe(
     """The copy as the only process of a launch over the workload's root and mounts; the workload
     is locked meanwhile, so that nothing starts over the same root."""
     with ctx.lock(spec.id):
-        if observe(ctx, spec.id).status in ("running", "paused", "restarting"):
+        if observe(ctx, spec.id).status in LIVE:
             raise Conflict(f"Container {spec.name} was just started", "copy again")
         identity = new_id()
         with ctx.journal.begin("step", identity) as undo:
             undo.push(lambda: drop_step(ctx, identity))
             given = _one_off(ctx, spec, identity)
             plan = ctx.backend(spec.backend).archive_plan(given, direction, path, follow)
-            with _launched(given, plan.encode(), stdin=direction == "put") as (control, channel):
-                yield Pipe(control, channel, f"{spec.name}:{path}")
+            with launched(given, plan, stdin=direction == "put") as control:
+                yield Pipe(control, 0, f"{spec.name}:{path}")
             drop_step(ctx, identity)
-
-
-@contextlib.contextmanager
-def _launched(given: CompileInput, plan: bytes, *, stdin: bool) -> Iterator[tuple[Control, int]]:
-    from vmm.control.spawn import spawn_shim
-
-    directory = Path(given.paths.directory)
-    atomic_write(directory / "launch.plan", plan)
-    spawn_shim(given.paths.libexec, directory / "launch.plan")
-    with Control.connect(f"{given.paths.run}/ctl.sock") as control:
-        control.attach(stdin=stdin)
-        control.expect_exit(promise=True)  # first: the copy may end as soon as it starts
-        control.start()
-        yield control, 0
 
 
 def _one_off(ctx: Context, spec: WorkloadSpec, identity: str) -> CompileInput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 
 from vmm.model.backend import Backend, BackendOptions, Capability
@@ -52,18 +53,22 @@ def _entry_point(name: str) -> str:
 
 
 def choose(
-    wanted: str, system: str, architecture: str, options: BackendOptions | None = None
+    wanted: str, system: str, architecture: str, made: Callable[[str], Backend] | None = None
 ) -> tuple[str, str]:
-    """The backend of a workload and the reason; a named backend never becomes another."""
+    """The backend of a workload and the reason; a named backend never becomes another.
+
+    ``made`` gives the backend of a name, as the caller goes on to use it.
+    """
+    made = made or (lambda name: load(name, None))
     if wanted == "auto":
         return _automatic(system, architecture)
     if wanted != "vm" and wanted not in GUESTS:
-        load(wanted, options)
+        made(wanted)
         return wanted, "named"
     _same_processor(wanted, system, architecture)
     if wanted == "vm":
-        return _machine(options)
-    itself = load(wanted, options).probe()[0]
+        return _machine(made)
+    itself = made(wanted).probe()[0]
     if not itself.available:
         raise Unsupported(f"backend {wanted} cannot run here: {itself.reason}", _instead(wanted))
     return wanted, "named"
@@ -96,11 +101,11 @@ def _same_processor(backend: str, system: str, architecture: str) -> None:
     )
 
 
-def _machine(options: BackendOptions | None) -> tuple[str, str]:
+def _machine(made: Callable[[str], Backend]) -> tuple[str, str]:
     """``vm``: hardware if it can, else emulation, and why."""
     reasons: list[str] = []
     for name in GUESTS:
-        itself = load(name, options).probe()[0]
+        itself = made(name).probe()[0]
         if itself.available:
             why = "; ".join((*reasons, f"{name}: {itself.reason}" if itself.reason else name))
             return name, why

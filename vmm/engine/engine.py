@@ -304,6 +304,45 @@ class Engine:
     def network(self, name: str) -> NetworkRecord:
         return self.ctx.network.inspect(name)
 
+    # ---- kernels and hypervisors of guests
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """Every kernel that guests can boot; the default one is marked."""
+        from vmm.engine import kernels
+
+        return kernels.rows(self.ctx)
+
+    def kernel_add(self, file: str, *, modules: str = "", name: str = "") -> str:
+        from vmm.engine import kernels
+
+        return kernels.add(self.ctx, file, modules=modules, name=name)
+
+    def kernel_fetch(self, package: str, *, name: str, say: Callable[[str], None]) -> str:
+        from vmm.engine import kernels
+
+        return kernels.fetch(self.ctx, package, name=name, say=say)
+
+    def kernel_remove(self, name: str) -> None:
+        from vmm.engine import kernels
+
+        kernels.remove(self.ctx, name)
+
+    def libvirt_start(self) -> list[str]:
+        """Start libvirt's daemons where no service manager does; what was done."""
+        from vmm.engine import hypervisor
+
+        return hypervisor.start(self.settings.libvirt_uri)
+
+    def libvirt_stop(self) -> list[str]:
+        from vmm.engine import hypervisor
+
+        return hypervisor.stop()
+
+    def libvirt_status(self) -> list[str]:
+        from vmm.engine import hypervisor
+
+        return hypervisor.status(self.settings.libvirt_uri)
+
     # ---- the instance
 
     def info(self) -> dict[str, Any]:

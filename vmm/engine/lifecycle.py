@@ -55,7 +55,7 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
             reference=request.image,
         )
         wanted = _wanted(ctx, request)
-        chosen, reason = backends.choose(wanted, spec.os, spec.architecture, ctx.options)
+        chosen, reason = backends.choose(wanted, spec.os, spec.architecture, ctx.backend)
         if wanted == "vm":
             ctx.notices.append(f"backend {chosen}: {reason}")
         spec = msgspec.structs.replace(spec, backend=chosen, backend_reason=reason)

@@ -23,6 +23,7 @@ def member(ctx: Context, spec: WorkloadSpec) -> Member:
         address=network.address,
         names=tuple(dict.fromkeys(name for name in names if name)),
         hosts_path=ctx.paths(spec.id).hosts,
+        backend=spec.backend,
         extra_hosts=network.extra_hosts,
     )
 
@@ -57,21 +58,21 @@ def rewrite_hosts(ctx: Context, *, leaving: str = "", joining: WorkloadSpec | No
     """Let every running member know every other, under the network's lock."""
     gateway = ctx.network.inspect("bridge").gateway
     changed = ctx.names.update(gateway, lambda: members(ctx, leaving=leaving, joining=joining))
-    for workload in changed:
-        if not joining or workload != joining.id:
-            _push(ctx, workload)
+    for one in changed:
+        if not joining or one.workload != joining.id:
+            _push(ctx, one)
 
 
-def _push(ctx: Context, workload: str) -> None:
-    """Hand the new hosts file to a member that does not see the host's own; one that cannot take
-    it now (it just starts or ends) reads it at its next start."""
-    from vmm.control.client import Control
-
+def _push(ctx: Context, one: Member) -> None:
+    """Hand the new hosts file to a member that has a copy of it; one that cannot take it now (it
+    just starts or ends) reads it at its next start."""
     with contextlib.suppress(VmmError, OSError):
-        if ctx.backend(ctx.store.read(workload).backend).shares_files:
+        if ctx.backend(one.backend).shares_files:
             return
-        text = Path(ctx.paths(workload).hosts).read_bytes()
-        with Control.connect(str(ctx.run_dir / short(workload) / "ctl.sock"), 2.0) as control:
+        from vmm.control.client import Control
+
+        text = Path(one.hosts_path).read_bytes()
+        with Control.connect(str(ctx.run_dir / short(one.workload) / "ctl.sock"), 2.0) as control:
             control.file("/etc/hosts", text)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from vmm.model.backend import CompileInput, Endpoint, ResolvedMount, RootLayout,
 from vmm.model.errors import ShimLost
 from vmm.model.ids import short
 from vmm.model.image import ContainerConfig
+from vmm.model.launch import LaunchPlan
 from vmm.model.spec import Log, Network, Process, WorkloadSpec
 from vmm.ports.files import atomic_write
 
@@ -56,11 +58,9 @@ def run_step(
     with ctx.journal.begin("step", workload) as undo:
         undo.push(lambda: drop_step(ctx, workload))
         given = _input(ctx, spec, layout, directory, volumes)
-        plan = directory / "launch.plan"
-        atomic_write(plan, backend.compile(given).encode())
         Path(given.paths.run).mkdir(mode=0o700)
-        spawn_shim(given.paths.libexec, str(plan), [])
-        code = _follow(given.paths.run, output)
+        with launched(given, backend.compile(given)) as control:
+            code = _follow(control, output)
         drop_step(ctx, workload)
     for name in ("launch.plan", "state.json", "hosts", "hostname", "resolv.conf"):
         (directory / name).unlink(missing_ok=True)
@@ -134,15 +134,25 @@ def _write_files(spec: WorkloadSpec, paths: WorkloadPaths) -> None:
     names.rewrite(paths.resolv_conf, text)
 
 
-def _follow(run: str, output: Callable[[bytes], None]) -> int:
-    with Control.connect(f"{run}/ctl.sock") as control:
-        control.attach()
-        control.expect_exit(promise=True)  # first: the command may end as soon as it starts
+@contextlib.contextmanager
+def launched(given: CompileInput, plan: LaunchPlan, *, stdin: bool = False) -> Iterator[Control]:
+    """A process by itself, started and attached to on channel 0; whoever asks takes what it made
+    (``drop_step``). Its run directory exists."""
+    path = Path(given.paths.directory) / "launch.plan"
+    atomic_write(path, plan.encode())
+    spawn_shim(given.paths.libexec, path)
+    with Control.connect(f"{given.paths.run}/ctl.sock") as control:
+        control.attach(stdin=stdin)
+        control.expect_exit(promise=True)  # first: the process may end as soon as it starts
         control.start()
-        while frame := control.next_frame():
-            if frame.type in (frames.STDOUT, frames.STDERR):
-                output(frame.payload)
-            elif frame.type == frames.EXIT:
-                control.wait_closed()
-                return parse_exit(frame).code
+        yield control
+
+
+def _follow(control: Control, output: Callable[[bytes], None]) -> int:
+    while frame := control.next_frame():
+        if frame.type in (frames.STDOUT, frames.STDERR):
+            output(frame.payload)
+        elif frame.type == frames.EXIT:
+            control.wait_closed()
+            return parse_exit(frame).code
     raise ShimLost("the build step's shim went away")

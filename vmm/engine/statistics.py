@@ -117,19 +117,8 @@ class Monitor:
                 self._drop(workload)
                 continue
             with contextlib.suppress(frames.FrameError):
-                answers[workload] = numbers_of(frames.decode_args(frame.payload))
+                answers[workload] = frames.numbers_of(frames.decode_args(frame.payload))
         return answers
-
-
-def numbers_of(fields: Sequence[bytes]) -> Numbers:
-    """``name=value`` fields of STATS (native/PROTOCOL.md, "Statistics"); those that are none, which
-    only a guest that lies sends, are left out."""
-    numbers = {}
-    for field in fields:
-        name, _, value = field.partition(b"=")
-        if value.isdigit() and len(value) <= 20:
-            numbers[name.decode("ascii", "replace")] = int(value)
-    return numbers
 
 
 def row(reading: Reading, *, truncate: bool = True) -> dict[str, str]:

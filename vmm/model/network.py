@@ -26,4 +26,6 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     #: Host name first, then name, short id and aliases.
     names: tuple[str, ...]
     hosts_path: str
+    #: What runs it: whether it sees that file itself, or has a copy of it.
+    backend: str = "container"
     extra_hosts: tuple[str, ...] = ()

@@ -39,9 +39,9 @@ _MAX_FILE = 1 << 16
 class NameService(Protocol):
     """Makes the members of one network resolve each other."""
 
-    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> list[str]:
-        """Take note that ``members`` changed; it is asked under the network's lock. The workloads
-        whose files were written."""
+    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> list[Member]:
+        """Take note that ``members`` changed; it is asked under the network's lock. Those whose
+        files were written."""
         ...
 
 
@@ -51,7 +51,7 @@ class HostsFiles:
     def __init__(self, lock: Path | str) -> None:
         self._lock = lock
 
-    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> list[str]:
+    def update(self, gateway: str, members: Callable[[], Sequence[Member]]) -> list[Member]:
         """Rewrite every member's file whose content changes; members that are gone are left out."""
         changed = []
         with locked(self._lock):
@@ -60,7 +60,7 @@ class HostsFiles:
                 others = [other for other in present if other.workload != one.workload]
                 try:
                     if rewrite(one.hosts_path, render_hosts(one, others, gateway)):
-                        changed.append(one.workload)
+                        changed.append(one)
                 except FileNotFoundError:
                     continue  # its directory is being removed
         return changed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vmm.engine.statistics import Numbers, Reading, cpu_percent, numbers_of, row
+from vmm.control.frames import numbers_of
+from vmm.engine.statistics import Numbers, Reading, cpu_percent, row
 from vmm.model import human
 
 ID = "ab" * 32

@@ -8,11 +8,20 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 #: How long teardown of the kernel's objects may take (seconds).
 PATIENCE = 10.0
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for something that comes in a moment."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
 
 
 class Instance:

@@ -14,12 +14,11 @@ import re
 import struct
 import subprocess
 import termios
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.instance import Instance
+from tests.instance import Instance, until
 
 
 class Refused(Exception):
@@ -97,14 +96,7 @@ class Stage:
             "echo started; mkdir -p /www; echo page >/www/index.html; httpd -p 80 -h /www; "
             "while :; do sleep 1; done",
         )  # fmt: skip
-        self.until(lambda: "started" in self.vmm.out("logs", self.idle))
-
-    def until(self, true: Callable[[], bool], seconds: float = 20) -> None:
-        """Wait for something that comes in a moment."""
-        end = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < end, "it did not come"
-            time.sleep(0.1)
+        until(lambda: "started" in self.vmm.out("logs", self.idle))
 
     def port(self) -> str:
         """Host address of the shared workload's port 80."""
@@ -162,7 +154,7 @@ def binds(s: Stage) -> None:
     assert (s.files / "rw/file").read_text() == "from inside\n"
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (12, 34, 0o640)
     (s.files / "rw/file").write_text("from outside\n")
-    s.until(lambda: s.sh("cat /rw/file") == "from outside", 5)
+    until(lambda: s.sh("cat /rw/file") == "from outside", 5)
     assert s.sh("cat /etc/one.conf") == "single"
 
 
@@ -206,7 +198,7 @@ def published(s: Stage) -> None:
         done = s.vmm.inside("wget", "-q", "-O", "-", "-T", "5", f"http://{s.port()}/")
         return done.stdout == "page\n"
 
-    s.until(fetch)
+    until(fetch)
 
 
 def console(s: Stage) -> None:
@@ -259,7 +251,7 @@ def update(s: Stage) -> None:
         limit = re.search(r"/ ([0-9.]+)MiB", shown)
         return bool(limit) and float(limit[1] if limit else 999) <= 192
 
-    s.until(smaller)
+    until(smaller)
 
 
 def shown(s: Stage) -> None:
@@ -316,13 +308,13 @@ def stop_and_start(s: Stage) -> None:
     script = "cat /kept 2>/dev/null; echo was >/kept; trap 'echo bye; exit 3' TERM; echo up; " \
         "while :; do sleep 0.1; done"  # fmt: skip
     s.start(name, "--network", "none", "busybox", "sh", "-c", script)
-    s.until(lambda: "up" in s.vmm.out("logs", name))
+    until(lambda: "up" in s.vmm.out("logs", name))
     s.vmm.run("stop", name)
     state = s.vmm.inspect(name)["State"]
     assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 3, False)
     assert s.vmm.out("wait", name) == "3"
     s.vmm.run("start", name)
-    s.until(lambda: s.vmm.out("logs", name).endswith("was\nup"))
+    until(lambda: s.vmm.out("logs", name).endswith("was\nup"))
     s.vmm.run("kill", name)
     assert s.vmm.inspect(name)["State"]["ExitCode"] == 137
     s.vmm.run("rm", name)

@@ -7,12 +7,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.instance import Instance
+from tests.instance import Instance, until
 from tests.integration.test_crash import Case, batch, claims, gone, instants, kill_at
 
 URI = "qemu:///system"
@@ -72,13 +72,6 @@ def left(vmm: Instance) -> list[str]:
         found += [command] if f"{vmm.run_dir}/" in command else []
     found += [str(path) for path in vmm.root.rglob("*.new")]
     return found + [str(path) for path in vmm.root.rglob("*.tmp")]
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.1)
 
 
 def emptied(vmm: Instance, what: str) -> None:

@@ -8,13 +8,12 @@ import os
 import pwd
 import signal
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.instance import Instance
+from tests.instance import Instance, until
 
 #: Set-up is apart: it starts libvirt and fetches a kernel.
 pytestmark = pytest.mark.timeout(60, func_only=True)
@@ -29,13 +28,6 @@ def vmm(machines: Instance) -> Iterator[Instance]:
         machines.run("rm", "-fv", workload)
     assert machines.traces() == []
     assert machines.mark not in machines.inside("virsh", "-c", URI, "list", "--all").stdout
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.1)
 
 
 def start(vmm: Instance, name: str, *words: str) -> str:

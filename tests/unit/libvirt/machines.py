@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.unit.container import samples
 from vmm.backends.libvirt.metadata import decode
 from vmm.model.backend import (
     CompileInput,
@@ -12,12 +13,11 @@ from vmm.model.backend import (
     Hypervisor,
     ResolvedMount,
     RootLayout,
-    WorkloadPaths,
 )
 from vmm.model.errors import HostError, Unsupported
-from vmm.model.spec import Process, WorkloadSpec
+from vmm.model.spec import WorkloadSpec
 
-ID = "0123456789abcdef" * 4
+ID = samples.ID
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
 
 HYPERVISOR = Hypervisor(
@@ -32,17 +32,7 @@ HYPERVISOR = Hypervisor(
     control=("/usr/bin/python3", "-I", "/usr/lib/vmm/control.py"),
 )
 HOST = HostFacts(kernel=(6, 1), cpus=4, cpuset_cpus="0-3", memory=8 << 30, hypervisor=HYPERVISOR)
-PATHS = WorkloadPaths(
-    directory="/var/lib/vmm/workloads/w",
-    run="/run/vmm/default/0123456789ab",
-    state="/var/lib/vmm/workloads/w/state.json",
-    log="/var/lib/vmm/workloads/w/log.json",
-    events="/var/lib/vmm/events.jsonl",
-    hosts="/var/lib/vmm/workloads/w/hosts",
-    hostname="/var/lib/vmm/workloads/w/hostname",
-    resolv_conf="/var/lib/vmm/workloads/w/resolv.conf",
-    libexec="/usr/libexec/vmm",
-)
+PATHS = samples.PATHS
 LAYOUT = RootLayout(
     driver="disk",
     path="/var/lib/vmm/guest/c3.erofs",
@@ -64,21 +54,11 @@ BIND = ResolvedMount(kind="bind", target="/data", source="/srv/data")
 
 def spec(**values: Any) -> WorkloadSpec:
     """A workload running ``/bin/sh``, with what the test is about."""
-    given: dict[str, Any] = {
-        "id": ID,
-        "name": "web",
-        "backend": "qemu",
-        "image": "docker.io/library/busybox:latest",
-        "image_id": "sha256:" + "0" * 64,
-        "created": 1,
-        "process": Process(cmd=("/bin/sh",)),
-    }
-    return WorkloadSpec(**{**given, **values})
+    return samples.spec(**{"backend": "qemu", **values})
 
 
 def compile_input(workload: WorkloadSpec, host: HostFacts = HOST, **values: Any) -> CompileInput:
-    given: dict[str, Any] = {"root": LAYOUT, "paths": PATHS, "cgroup_parent": "vmm"}
-    return CompileInput(spec=workload, host=host, **{**given, **values})
+    return samples.compile_input(workload, host, **{"root": LAYOUT, **values})
 
 
 class RecordedLibvirt:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ ROUNDS = int(os.environ.get("ROUNDS", "7"))
 NAMESPACE = f"vmmbench-{os.getpid()}"
 ENTER = ["nsenter", f"--net=/run/netns/{NAMESPACE}"]
 URI = "qemu:///system"
+_MAPPING = re.compile(
+    r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<rights>\S{4}) \S+ \S+ \S+ *(?P<path>.*)"
+)
 RUN = ("--backend", "qemu", "--network", "none", "busybox", "echo", "first line")
 
 
@@ -215,10 +219,12 @@ def sizes(vmm: list[str], work: Path) -> None:
     print(f"{'disk of a guest, before writes':34} {disk:8} KiB")
     time.sleep(3)
     pids = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _is_emulator(p, state["Id"])]
-    total = sum(_pss(int(path.parent.name)) for path in pids)
-    print(
-        f"{'memory of an idle guest of 256 MiB':34} {total // 1024:8} MiB (QEMU and virtiofsd, PSS)"
-    )
+    parts: Counter[str] = Counter()
+    for path in pids:
+        parts += _memory(int(path.parent.name), 256 << 10)
+    print(f"{'memory of an idle guest of 256 MiB':34} {parts.total() >> 10:8} MiB (QEMU, PSS)")
+    for part, size in parts.most_common():
+        print(f"  {part:32} {size >> 10:8} MiB")
     quiet(*vmm, "rm", "-f", "idle")
     tree = work / "tree"
     tree.mkdir()
@@ -246,12 +252,25 @@ def _is_emulator(path: Path, workload: str) -> bool:
         return False
 
 
-def _pss(pid: int) -> int:
-    """KiB (proc_pid_smaps_rollup(5))."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
+def _memory(pid: int, guest: int) -> Counter[str]:
+    """KiB of each kind (proc_pid_smaps(5)); ``guest`` KiB are the size of the guest's memory."""
+    found: Counter[str] = Counter()
+    kind = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if mapping := _MAPPING.match(line):
+            size = (int(mapping["end"], 16) - int(mapping["start"], 16)) >> 10
+            kind = _kind(mapping["rights"], mapping["path"], size == guest)
+        elif line.startswith("Pss:"):
+            found[kind] += int(line.split()[1])
+    return found
+
+
+def _kind(rights: str, path: str, guests: bool) -> str:
+    if guests:
+        return "the guest's own"
+    if "w" in rights and "x" in rights:
+        return "translated code"
+    return "files, kept once for all guests" if path.startswith("/") else "QEMU's own"
 
 
 if __name__ == "__main__":

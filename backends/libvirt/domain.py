@@ -30,7 +30,7 @@ def document(given: CompileInput, variant: Variant) -> str:
         _processors(given),
         _tuning(given),
         _boot(given, hypervisor, variant),
-        element("features", {}, element("acpi"), element("apic"), _no_vmport()),
+        _features(hypervisor, variant),
         variant.cpu,
         variant.clock,
         *_endings(),
@@ -47,9 +47,18 @@ def hypervisor_of(given: CompileInput) -> Hypervisor:
     return given.host.hypervisor
 
 
-def _no_vmport() -> Element:
-    """A port of VMware's that programs probe for."""
-    return element("vmport", {"state": "off"})
+#: The libvirt that first had ``<tcg>``.
+_TRANSLATIONS_SINCE = 8_000_000
+
+
+def _features(hypervisor: Hypervisor, variant: Variant) -> Element:
+    """No VMware port, which programs would probe for; and an end to the memory that QEMU takes for
+    translated code: without one it is 1 GiB, whatever the guest's size (qemu(1), ``tb-size``)."""
+    found = [element("acpi"), element("apic"), element("vmport", {"state": "off"})]
+    if variant.translations and hypervisor.version >= _TRANSLATIONS_SINCE:
+        cache = element("tb-cache", {"unit": "MiB"}, text=variant.translations)
+        found.append(element("tcg", {}, cache))
+    return element("features", {}, *found)
 
 
 def _shared_memory(given: CompileInput) -> Element | None:

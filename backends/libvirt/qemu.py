@@ -22,6 +22,7 @@ QEMU = Variant(
     parameters=_QUICK,
     boot_ms=180_000,
     answer_ms=60_000,
+    translations=128,
 )
 
 

@@ -23,3 +23,5 @@ class Variant(NamedTuple):
     #: Milliseconds until a booting guest must have said hello, and for each answer.
     boot_ms: int
     answer_ms: int
+    #: MiB of host memory for translated code, which comes on top of the guest's; 0: there is none.
+    translations: int = 0

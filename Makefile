@@ -6,12 +6,13 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard native/*/*.[ch] native/build.py native/flags.txt) setup.py pyproject.toml
-PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
-# What virtual machines need: the hypervisor, libvirt, and what makes their disks.
+# For containers; for virtual machines: the hypervisor, libvirt, what makes their disks; for tests.
+CONTAINER_PACKAGES := python3-venv python3-dev gcc libc6-dev libseccomp-dev nftables iproute2 mmdebstrap busybox-static
 GUEST_PACKAGES := qemu-system-x86 qemu-system-common libvirt-daemon-system libvirt-clients libvirt-dev pkg-config e2fsprogs lz4 zstd
-TEST_PACKAGES := $(GUEST_PACKAGES) erofs-utils cpio libcap2-bin make user-mode-linux strace util-linux procps wget netbase libxml2-utils
+PACKAGES := $(CONTAINER_PACKAGES) $(GUEST_PACKAGES)
+TEST_PACKAGES := erofs-utils cpio libcap2-bin make user-mode-linux strace util-linux procps wget netbase libxml2-utils
 
-.PHONY: demo test unit integration behaviour lint bench bench-guests clean packages test-packages asan fuzz
+.PHONY: demo test unit integration behaviour lint bench bench-containers bench-guests clean packages test-packages asan fuzz
 
 demo: $(VENV)/.installed
 	@configs/demo/run.sh "$(CURDIR)/$(BIN)/vmm"
@@ -32,7 +33,9 @@ asan: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	@$(MAKE) --no-print-directory -C native PYTHON="$(CURDIR)/$(BIN)/python" fuzz
 
-bench: $(VENV)/.dev
+bench: bench-containers bench-guests
+
+bench-containers: $(VENV)/.dev
 	@$(BIN)/python bench/run.py
 
 bench-guests: $(VENV)/.dev
@@ -47,7 +50,7 @@ test-packages:
 $(VENV)/.installed: $(NATIVE) | packages
 	@test -x $(BIN)/python || { echo "making a virtual environment in .venv"; $(PYTHON) -m venv $(VENV); }
 	@echo "building the native core and installing vmm into .venv"
-	@$(BIN)/pip install -q --disable-pip-version-check -e .
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[libvirt]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed | test-packages

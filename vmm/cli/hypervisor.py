@@ -10,25 +10,36 @@ from vmm.cli import context
 from vmm.cli.output import line
 from vmm.model.errors import UsageError
 
+#: "program is not running" (systemctl(1), "Exit status").
+NOT_RUNNING = 3
+
 
 def libvirt(
     action: Annotated[str, typer.Argument(metavar="start|stop|status")],
 ) -> None:
     """Start, stop or look at libvirt's daemons where no service manager does.
 
-    Guests run on while libvirtd is stopped.
+    Guests run on while libvirtd is stopped. The exit code of status is 3 when libvirt does not
+    answer, as systemctl's.
 
     Examples:
       vmm system libvirt start
       vmm system libvirt status
     """
     engine = context.engine()
-    actions = {
-        "start": engine.libvirt_start,
-        "stop": engine.libvirt_stop,
-        "status": engine.libvirt_status,
-    }
-    if action not in actions:
+    if action == "status":
+        lines, answers = engine.libvirt_status()
+        show(lines)
+        if not answers:
+            raise typer.Exit(NOT_RUNNING)
+    elif action == "start":
+        show(engine.libvirt_start())
+    elif action == "stop":
+        show(engine.libvirt_stop())
+    else:
         raise UsageError(f"no such action {action!r:.40}", "write start, stop or status")
-    for text in actions[action]():
+
+
+def show(lines: list[str]) -> None:
+    for text in lines:
         line(text)

@@ -338,7 +338,7 @@ class Engine:
 
         return hypervisor.stop()
 
-    def libvirt_status(self) -> list[str]:
+    def libvirt_status(self) -> tuple[list[str], bool]:
         from vmm.engine import hypervisor
 
         return hypervisor.status(self.settings.libvirt_uri)

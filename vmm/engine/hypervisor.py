@@ -23,11 +23,11 @@ KVM = Path("/dev/kvm")
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def status(uri: str) -> list[str]:
-    """A line for each daemon, and one for the connection."""
+def status(uri: str) -> tuple[list[str], bool]:
+    """A line for each daemon and one for the connection, and whether that answers."""
     lines = [f"{name}: {_shown(_pid(name))}" for name in DAEMONS]
-    answers = "answers" if _answers(uri) else "does not answer"
-    return [*lines, f"{uri}: {answers}"]
+    answers = _answers(uri)
+    return [*lines, f"{uri}: {'answers' if answers else 'does not answer'}"], answers
 
 
 def _shown(pid: int) -> str:

@@ -13,7 +13,8 @@ from vmm.ports.runner import HostRunner
 
 #: virtlogd keeps the output of QEMU, so it comes first (virtlogd(8), libvirtd(8)).
 DAEMONS = ("virtlogd", "libvirtd")
-SOCKET = Path("/run/libvirt/libvirt-sock")
+#: Where the daemon of the system listens: libvirtd, or the one of the modular daemons for QEMU.
+SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 #: The first start asks every emulator what it can do, which takes long (seconds).
 READY = 60.0
 #: systemd's own sign that it runs (sd_booted(3)).
@@ -122,6 +123,6 @@ def _answers(uri: str) -> bool:
     """Whether a connection succeeds."""
     from vmm.backends.libvirt.port import HostLibvirt
 
-    if uri == "qemu:///system" and not SOCKET.exists():
+    if uri == "qemu:///system" and not any(socket.exists() for socket in SOCKETS):
         return False
     return HostLibvirt(uri).answers()

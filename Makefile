@@ -12,17 +12,21 @@ GUEST_PACKAGES := qemu-system-x86 qemu-system-common libvirt-daemon-system libvi
 PACKAGES := $(CONTAINER_PACKAGES) $(GUEST_PACKAGES)
 TEST_PACKAGES := erofs-utils cpio libcap2-bin make user-mode-linux strace util-linux procps wget netbase libxml2-utils
 
-.PHONY: demo test unit integration behaviour lint bench bench-containers bench-guests clean packages test-packages asan fuzz
+.PHONY: demo test unit integration behaviour test-kvm lint bench bench-containers bench-guests clean packages test-packages asan fuzz
 
 demo: $(VENV)/.installed
 	@configs/demo/run.sh "$(CURDIR)/$(BIN)/vmm"
 
 test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -q tests
+	@$(BIN)/python -m pytest -q tests --ignore tests/machines
 
 unit integration behaviour: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q tests/$@
+
+# Real KVM, and cgroup2 alone: minutes, in a machine that is emulated whole.
+test-kvm: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q tests/machines
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy vmm tests

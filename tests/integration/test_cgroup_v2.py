@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import uml
+from tests.lab.boots import Boot, Result
 
 REPO = Path(__file__).parents[2]
 #: Seconds for all of it on a loaded machine; a quiet one takes a third.
@@ -115,7 +116,7 @@ def busybox_tar(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> uml.Boot:
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Boot:
     directory = tmp_path_factory.mktemp("uml")
     (directory / "shared").mkdir()
     busybox_tar(directory / "shared/busybox.tar")
@@ -124,7 +125,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> uml.Boot:
 
 
 @pytest.fixture
-def results(guest: uml.Boot) -> dict[str, uml.Result]:
+def results(guest: Boot) -> dict[str, Result]:
     for name, result in guest.results.items():
         assert result.code != 124, f"{name} did not end: {result}"
         assert "fault of vmm" not in result.err, f"{name}: {result.err}"
@@ -132,7 +133,7 @@ def results(guest: uml.Boot) -> dict[str, uml.Result]:
     return guest.results
 
 
-def test_capabilities_are_probed(results: dict[str, uml.Result]) -> None:
+def test_capabilities_are_probed(results: dict[str, Result]) -> None:
     found = {line.split()[1]: line for line in results["backends"].out.splitlines()}
     rows = [" ".join(line.split()) for line in results["backends"].out.splitlines()]
     assert "container container yes" in rows, found
@@ -142,20 +143,20 @@ def test_capabilities_are_probed(results: dict[str, uml.Result]) -> None:
     assert "container device list yes BPF program on cgroup v2" in rows
 
 
-def test_running_out_of_memory_is_seen(results: dict[str, uml.Result]) -> None:
+def test_running_out_of_memory_is_seen(results: dict[str, Result]) -> None:
     code, state = results["out of memory"].out.splitlines()
     assert code == "137"
     assert '"OOMKilled":true' in state and '"ExitCode":137' in state
 
 
-def test_limits_are_set_and_hold(results: dict[str, uml.Result]) -> None:
+def test_limits_are_set_and_hold(results: dict[str, Result]) -> None:
     lines = results["limits"].out.splitlines()
     assert lines[:5] == [str(32 << 20), str(16 << 20), "20000 100000", "174", "9"]
     assert int(lines[5].split()[1]) >= 1, "a fifth of a CPU is less than a busy loop takes"
     assert "can't fork: Resource temporarily unavailable" in results["limits"].err
 
 
-def test_its_own_group_alone_shows_and_read_only(results: dict[str, uml.Result]) -> None:
+def test_its_own_group_alone_shows_and_read_only(results: dict[str, Result]) -> None:
     found = results["inside"]
     own, mount, *rest = found.out.splitlines()
     assert own == "0::/"
@@ -167,44 +168,44 @@ def test_its_own_group_alone_shows_and_read_only(results: dict[str, uml.Result])
     assert found.code == 7
 
 
-def test_frozen_processes_are_killed(results: dict[str, uml.Result]) -> None:
+def test_frozen_processes_are_killed(results: dict[str, Result]) -> None:
     lines = results["life"].out.splitlines()
     assert lines == ["2", "0::/", "9", "frozen 1", "life", "0"]
 
 
-def test_a_lost_shim_takes_its_workload_along(results: dict[str, uml.Result]) -> None:
+def test_a_lost_shim_takes_its_workload_along(results: dict[str, Result]) -> None:
     name, before, after, state = results["shim lost"].out.splitlines()
     assert (name, before, after) == ("life", "2", "0")
     assert '"ExitCode":137' in state and '"Error":"shim lost"' in state
 
 
-def test_a_workload_may_have_groups_of_its_own(results: dict[str, uml.Result]) -> None:
+def test_a_workload_may_have_groups_of_its_own(results: dict[str, Result]) -> None:
     """Its group then takes no process any more: neither a restart nor an exec may fail for it."""
     assert results["groups of its own"].out.split() == ["second", "pids", "0::/second"]
 
 
-def test_devices_are_those_allowed(results: dict[str, uml.Result]) -> None:
+def test_devices_are_those_allowed(results: dict[str, Result]) -> None:
     found = results["devices"]
     assert found.out.splitlines() == ["made", "1", "read 2", "wrote 3", "wrote 4"], found.err
     for refused in ("can't open '/dev/kmsg'", "can't open '/b'", "can't create /dev/kmsg"):
         assert f"{refused}: Operation not permitted" in found.err
 
 
-def test_what_this_kernel_lacks_is_refused(results: dict[str, uml.Result]) -> None:
+def test_what_this_kernel_lacks_is_refused(results: dict[str, Result]) -> None:
     cpuset, bridge = results["cpuset"], results["bridge"]
     assert (cpuset.code, bridge.code) == (125, 125)
     assert "--cpuset-cpus" in cpuset.err and "no writable cgroup controller 'cpuset'" in cpuset.err
     assert "bridge" in bridge.err and "--network none" in bridge.err
 
 
-def test_inside_a_container_limits_need_delegation(results: dict[str, uml.Result]) -> None:
+def test_inside_a_container_limits_need_delegation(results: dict[str, Result]) -> None:
     """A group with processes in it hands on no controllers; plain workloads run all the same."""
     nested = results["nested"]
     assert "--memory" in nested.err and "no writable cgroup controller 'memory'" in nested.err
     assert nested.out.split() == ["0::/"], nested.err
 
 
-def test_nothing_is_left(results: dict[str, uml.Result]) -> None:
+def test_nothing_is_left(results: dict[str, Result]) -> None:
     left = results["left"]
     lines = [line for line in left.out.splitlines() if line and not line.endswith(":")]
     assert lines == ["greedy", "life", "manager"], left

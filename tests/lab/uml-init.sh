@@ -15,6 +15,6 @@ mount -t tmpfs tmpfs "$SCRATCH"
 export TMPDIR="$SCRATCH" PYTHONPYCACHEPREFIX="$SCRATCH/pycache"
 busybox ip link set lo up
 busybox insmod "$MODULES/$(uname -r)/kernel/fs/overlayfs/overlay.ko"
-"$PYTHON" "$LAB/uml_guest.py"
+"$PYTHON" "$LAB/run_scripts.py"
 sync
 busybox poweroff -f

@@ -6,35 +6,20 @@ cgroup2 alone, with the controllers cpu, io, memory and pids, and one CPU.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+
+from tests.lab import boots
+from tests.lab.boots import Boot
 
 #: Debian's package user-mode-linux has both.
 KERNEL = Path("/usr/bin/linux.uml")
 MODULES = Path("/usr/lib/uml/modules")
 LAB = Path(__file__).parent
-
-
-class Result(NamedTuple):
-    """What a script of the guest came to; ``seconds`` by the guest's clock."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-
-class Boot(NamedTuple):
-    """Results by script, and all that the guest's console showed."""
-
-    results: dict[str, Result]
-    console: str
 
 
 def run(scripts: dict[str, str], directory: Path, *, memory: int = 512, timeout: float) -> Boot:
@@ -44,18 +29,13 @@ def run(scripts: dict[str, str], directory: Path, *, memory: int = 512, timeout:
     ``memory`` is in MiB, ``timeout`` in seconds and includes booting.
     """
     assert KERNEL.exists() and MODULES.is_dir(), "install the package user-mode-linux"
-    shared = directory / "shared"
-    shared.mkdir(exist_ok=True)
+    shared = boots.shared(directory, scripts)
     shutil.copy(LAB / "uml-init.sh", shared / "init")
-    (shared / "scripts.json").write_text(json.dumps(scripts))
     (shared / "environment").write_text(
         f"export SHARED='{shared}' LAB='{LAB}' PYTHON='{sys.executable}' MODULES='{MODULES}'\n"
     )
     console = _boot(shared, memory, timeout)
-    results = shared / "results.json"
-    assert results.exists(), f"the guest reported nothing:\n{console}"
-    found = json.loads(results.read_text())
-    return Boot({name: Result(*values) for name, values in found.items()}, console)
+    return boots.collect(shared, console)
 
 
 def _boot(shared: Path, memory: int, timeout: float) -> str:
@@ -78,12 +58,8 @@ def _boot(shared: Path, memory: int, timeout: float) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, _ = process.communicate()
-        raise AssertionError(f"the guest did not end:\n{_text(out)}") from None
-    return _text(out)
-
-
-def _text(out: bytes) -> str:
-    return out.decode(errors="replace").replace("\r", "")
+        raise AssertionError(f"the guest did not end:\n{boots.text(out)}") from None
+    return boots.text(out)
 
 
 def _memory_directory(shared: Path, memory: int) -> str:

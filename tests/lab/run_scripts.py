@@ -7,7 +7,7 @@ import time
 
 SHARED = os.environ["SHARED"]
 #: Seconds for one script.
-PATIENCE = 30
+PATIENCE = float(os.environ.get("PATIENCE", "30"))
 
 
 def run(script: str) -> tuple[int, str, str, float]:

@@ -92,8 +92,9 @@ class Instance:
     def _traces(self, everything: bool) -> list[str]:
         left = [f"mount {line}" for line in self._mounts()]
         left += [f"process {line}" for line in self._processes()]
-        left += [f"link {name}" for name in self._links() if name.startswith("v")
-                 and (everything or not name.startswith("vmm-"))]  # fmt: skip
+        links = [name for name in self._links() if name.startswith("v")]
+        bridge = self.mark if everything else ""
+        left += [f"link {x}" for x in links if not x.startswith("vmm-") or x == bridge]
         left += [f"cgroup {path}" for path in self._cgroups(everything)]
         left += [f"directory {p}" for p in self.run_dir.glob("[0-9a-f]" * 12)]
         left += [f"directory {p}" for p in (self.root / "workloads").glob("*")]

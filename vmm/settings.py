@@ -44,7 +44,7 @@ class Settings:
     #: Path of a seccomp profile in Docker's JSON form; "" is the shipped one.
     seccomp_profile: str = ""
     pids_limit: int = 4096
-    #: The libvirt that runs guests: qemu:///system or qemu:///session.
+    #: The libvirt that runs guests: qemu:///system, or qemu:///session?socket=PATH, a user's.
     libvirt_uri: str = "qemu:///system"
     #: Kernel that guests boot, by its name in ``vmm kernel ls``; "" is the newest.
     kernel: str = ""

@@ -22,6 +22,7 @@ class ContainerBackend:
     shares_files = True
     outlives_shim = False
     keeps_spec = False
+    copies_paused = True
 
     def __init__(self, options: BackendOptions | None = None) -> None:
         self.options = options or BackendOptions()
@@ -70,12 +71,10 @@ class ContainerBackend:
 
         return compile_archive(given, direction, path, follow)
 
-    def archive_plan(
-        self, given: CompileInput, direction: str, path: str, follow: bool
-    ) -> LaunchPlan:
+    def archive_plan(self, given: CompileInput) -> LaunchPlan:
         from vmm.backends.linux.plan import archive_plan
 
-        return archive_plan(given, direction, path, follow)
+        return archive_plan(given)
 
     def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
         from vmm.backends.linux.seccomp import compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from vmm.backends.libvirt import naming
+from vmm.backends.libvirt import naming, tap
 from vmm.backends.libvirt.domain import hypervisor_of
 from vmm.model.backend import CompileInput
 from vmm.model.errors import HostError
@@ -16,7 +16,7 @@ _SEARCH, _READ, _WRITE = 1, 4, 2
 def prepare(given: CompileInput) -> None:
     """Let QEMU's group search the run directories; HostError naming what else keeps it out."""
     hypervisor = hypervisor_of(given)
-    if hypervisor.relabels and os.geteuid() == 0:
+    if hypervisor.uid != os.geteuid() == 0:
         for directory in (os.path.dirname(given.paths.run), given.paths.run):
             _open_to(directory, hypervisor.gid)
     channel = naming.channel(given.paths.run)
@@ -25,6 +25,8 @@ def prepare(given: CompileInput) -> None:
     for path in (given.root.path, given.root.kernel, given.root.initrd):
         _require(path, hypervisor.uid, hypervisor.gid, _READ, "read")
     _require(given.root.disk, hypervisor.uid, hypervisor.gid, _READ | _WRITE, "write")
+    if hypervisor.session and given.endpoint:
+        _require(tap.DEVICE, hypervisor.uid, hypervisor.gid, _READ | _WRITE, "use")
 
 
 def opened(given: CompileInput) -> tuple[str, ...]:
@@ -55,12 +57,18 @@ def _require(path: str, uid: int, gid: int, bits: int, verb: str) -> None:
         raise HostError(f"{path}: {error.strerror}", "vmm system check --repair") from None
     if not permits(status, uid, gid, bits):
         who = f"user {uid}, group {gid}"
-        right = {"search": "g+x", "read": "g+r", "write": "u+rw"}[verb]
         raise HostError(
             f"{path}: QEMU ({who}) may not {verb} it (mode {status.st_mode & 0o7777:04o}, "
             f"owner {status.st_uid}:{status.st_gid})",
-            f"chgrp {gid} {path} && chmod {right} {path}; or give --root another place",
+            _mend(path, gid, verb),
         )
+
+
+def _mend(path: str, gid: int, verb: str) -> str:
+    if verb == "use":
+        return f"chmod 0666 {path}, as udev sets it; or use --network none"
+    right = {"search": "g+x", "read": "g+r", "write": "u+rw"}[verb]
+    return f"chgrp {gid} {path} && chmod {right} {path}; or give --root another place"
 
 
 def permits(status: os.stat_result, uid: int, gid: int, bits: int) -> bool:

@@ -14,7 +14,7 @@ from vmm.model.backend import (
     HostFacts,
     ResolvedDevice,
 )
-from vmm.model.errors import HostError, Unsupported
+from vmm.model.errors import HostError
 from vmm.model.launch import LaunchPlan
 from vmm.model.spec import WorkloadSpec
 
@@ -31,6 +31,7 @@ class LibvirtBackend:
     shares_files = False
     outlives_shim = True
     keeps_spec = True
+    copies_paused = False
 
     def __init__(
         self, options: BackendOptions | None = None, libvirt: Libvirt | None = None
@@ -85,14 +86,10 @@ class LibvirtBackend:
 
         return compile_archive(compile_input(given), direction, path, follow)
 
-    def archive_plan(
-        self, given: CompileInput, direction: str, path: str, follow: bool
-    ) -> LaunchPlan:
-        raise Unsupported(
-            f"{given.spec.name}: backend {self.name}: the disk of a guest that is off is not "
-            "looked into",
-            f"vmm start {given.spec.name}, then copy",
-        )
+    def archive_plan(self, given: CompileInput) -> LaunchPlan:
+        from vmm.backends.libvirt.plan import archive_plan
+
+        return archive_plan(given, self.variant)
 
     def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:
         """The filter for the guest's kernel."""
@@ -107,10 +104,14 @@ class LibvirtBackend:
 
     def prepare(self, given: CompileInput, plan: LaunchPlan) -> None:
         """The shared directory, QEMU's way to its files, and the domain as it is now."""
-        from vmm.backends.libvirt import access, shares
+        from vmm.backends.libvirt import access, shares, tap
+        from vmm.backends.libvirt.domain import hypervisor_of
 
+        hypervisor = hypervisor_of(given)
         access.prepare(given)
         shares.prepare(given)
+        if hypervisor.session and given.endpoint:
+            tap.make(given.endpoint, hypervisor.uid)
         self.record(given, plan)
 
     def alive(self, given: CompileInput) -> bool:
@@ -121,8 +122,16 @@ class LibvirtBackend:
         from vmm.backends.libvirt import naming
         from vmm.backends.libvirt.control import pid_by_uuid, pid_of
 
-        uuid = naming.uuid(given.spec.id)
-        return pid_of(naming.domain(self.options.mark, given.spec.id), uuid) or pid_by_uuid(uuid)
+        uuid, uri = naming.uuid(given.spec.id), self.options.libvirt_uri
+        name = naming.domain(self.options.mark, given.spec.id)
+        return pid_of(uri, name, uuid) or pid_by_uuid(uri, uuid)
+
+    def halted(self, workload: str) -> str:
+        """Whether QEMU stopped it, as its disk's file cannot grow (vmm.model.backend.Halting)."""
+        from vmm.backends.libvirt import naming
+        from vmm.backends.libvirt.halt import reason
+
+        return reason(self.options.libvirt_uri, naming.domain(self.options.mark, workload))
 
     def console(self, given: CompileInput) -> str:
         """The serial line, a terminal of the host (vmm.model.backend.Console)."""
@@ -137,13 +146,15 @@ class LibvirtBackend:
         return path
 
     def cleanup(self, given: CompileInput) -> None:
-        """End what still runs, and take the shared directory back."""
-        from vmm.backends.libvirt import naming, shares
+        """End what still runs, and take the shared directory and a session's link back."""
+        from vmm.backends.libvirt import naming, shares, tap
+        from vmm.model.ids import link_name
 
         pid, uuid = self._pid(given), naming.uuid(given.spec.id)
         if pid:
             self._end(pid, uuid)
         shares.cleanup(given.paths.run)
+        tap.remove(link_name(given.spec.id))
 
     def _end(self, pid: int, uuid: str) -> None:
         """Through libvirt; without it where that is down, or cannot."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vmm.backends.libvirt import guest, sizing
 from vmm.backends.linux.check import check as check_linux
 from vmm.backends.linux.check import cpuset
@@ -19,6 +21,7 @@ def check(spec: WorkloadSpec, facts: HostFacts) -> None:
     _memory(spec, facts)
     if spec.resources.cpuset_cpus:
         cpuset(spec.resources.cpuset_cpus, facts.cpuset_cpus)
+    _processor_time(spec, facts)
     _host_things(spec)
     check_linux(spec, guest.host(facts), own_kernel=True)
     for mount in spec.mounts:
@@ -63,6 +66,31 @@ def _memory(spec: WorkloadSpec, facts: HostFacts) -> None:
         )
 
 
+def _processor_time(spec: WorkloadSpec, facts: HostFacts) -> None:
+    """A part of the CPUs' time is libvirt's to give, by its control groups."""
+    if facts.cgroups:
+        return
+    why = no_groups(facts)
+    if spec.resources.cpu_shares:
+        raise Unsupported(
+            f"--cpu-shares {spec.resources.cpu_shares}: backend {spec.backend}: {why}",
+            f"leave it out, or {_CONTAINER}",
+        )
+    if sizing.quota(spec.resources, sizing.processors(spec.resources)) > 0:
+        asked = (spec.resources.nano_cpus or 0) / 10**9
+        raise Unsupported(
+            f"--cpus {asked:g}: backend {spec.backend}: {why}",
+            f"give the guest whole CPUs (--cpus {math.ceil(asked)}), or {_CONTAINER}",
+        )
+
+
+def no_groups(facts: HostFacts) -> str:
+    """Why libvirt divides no CPU here."""
+    if facts.hypervisor and facts.hypervisor.session:
+        return f"a session of libvirt ({facts.hypervisor.uri}) has no control groups"
+    return "libvirt finds no control group controller cpu on this host"
+
+
 def _host_things(spec: WorkloadSpec) -> None:
     """What only a process of the host can have."""
     if spec.network.mode == "host":
@@ -86,6 +114,12 @@ def _mount(mount: Mount, spec: WorkloadSpec, facts: HostFacts) -> None:
             f"mount {mount.target}: backend {spec.backend}: propagation {mount.propagation!r} "
             "does not cross into a guest",
             f"use rprivate, or {_CONTAINER}",
+        )
+    if facts.hypervisor and facts.hypervisor.session:
+        raise Unsupported(
+            f"mount {mount.target}: backend {spec.backend}: a session of libvirt "
+            f"({facts.hypervisor.uri}) shares no files of the host: QEMU's user may not read them",
+            f"copy them in with vmm cp, use libvirt_uri: qemu:///system, or {_CONTAINER}",
         )
     if facts.hypervisor and not facts.hypervisor.virtiofsd:
         raise Unsupported(

@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-#: Where libvirt keeps QEMU's pid files: the system's, a user's session, an older one's.
-PID_DIRECTORIES = (
-    "/run/libvirt/qemu",
-    "{runtime}/libvirt/qemu/run",
-    "{home}/.cache/libvirt/qemu/run",
-)
-#: How long libvirtd may take to end a guest (virDomainDestroy waits 15 s for a stubborn one).
-HANGS = 20.0
+#: Where libvirt keeps QEMU's pid files: the system's; and beside the socket of a session.
+PID_DIRECTORIES = ("/run/libvirt/qemu",)
+PID_BESIDE = ("qemu/run", "qemu")
+#: Seconds that libvirtd may take to let one in: long, as one that was just started looks at every
+#: emulator first; but what ends a guest works without it.
+CONNECTS = {"destroy": 5.0, "reason": 5.0}
+CONNECTS_ELSE = 60.0
+#: And then to do it (virDomainDestroy waits 15 s for a stubborn emulator).
+HANGS = {"destroy": 20.0, "reason": 10.0}
 #: Why a domain is off (virDomainShutoffReason), for a workload's state.
 _OFF = {
     "VIR_DOMAIN_SHUTOFF_SHUTDOWN": "the guest powered itself off, or its kernel panicked",
@@ -31,20 +33,28 @@ _OFF = {
 }
 
 
-def _directories() -> list[str]:
-    runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
-    home = os.environ.get("HOME", "/root")
-    return [path.format(runtime=runtime, home=home) for path in PID_DIRECTORIES]
+def socket_of(uri: str) -> str:
+    """The socket that a URI names (uri.html, "unix transport"), "" for libvirt's own."""
+    _, _, query = uri.partition("?")
+    words = (word.partition("=") for word in query.split("&"))
+    return next((value for name, _, value in words if name == "socket"), "")
 
 
-def pid_of(name: str, uuid: str) -> int:
+def state_directories(uri: str) -> list[str]:
+    """Where libvirtd keeps what it knows of running domains."""
+    beside = os.path.dirname(socket_of(uri))
+    return [*PID_DIRECTORIES, *(f"{beside}/{name}" for name in PID_BESIDE if beside)]
+
+
+def pid_of(uri: str, name: str, uuid: str) -> int:
     """The pid of the QEMU that runs a domain, by its pid file and command line; 0 for none."""
-    return next(filter(None, (_read(f"{path}/{name}.pid", uuid) for path in _directories())), 0)
+    files = (f"{path}/{name}.pid" for path in state_directories(uri))
+    return next(filter(None, (_read(file, uuid) for file in files)), 0)
 
 
-def pid_by_uuid(uuid: str) -> int:
+def pid_by_uuid(uri: str, uuid: str) -> int:
     """The same where only libvirt knows the name, and is not there to ask."""
-    for path in _directories():
+    for path in state_directories(uri):
         if os.path.isdir(path):
             files = (name for name in os.listdir(path) if name.endswith(".pid"))
             if pid := next(filter(None, (_read(f"{path}/{name}", uuid) for name in files)), 0):
@@ -99,7 +109,6 @@ def start(libvirt: Any, domain: Any) -> None:
     if domain.isActive():
         destroy(libvirt, domain)
     domain.create()
-    print(f"pid {pid_of(domain.name(), domain.UUIDString())}")
 
 
 def destroy(libvirt: Any, domain: Any) -> None:
@@ -148,19 +157,19 @@ ACTIONS = {f.__name__: f for f in (start, destroy, suspend, resume, reason)}
 def _disconnected(uri: str, uuid: str, action: str, said: str) -> int:
     """What ends a guest works without libvirtd too."""
     if action == "destroy":
-        pid = pid_by_uuid(uuid)
+        pid = pid_by_uuid(uri, uuid)
         if not pid or end_alone(pid, uuid):
             print("the emulator was ended without libvirt")
             return 0
-    if action == "reason" and not pid_by_uuid(uuid):
+    if action == "reason" and not pid_by_uuid(uri, uuid):
         print("the emulator of the guest ended while libvirt was down")
         return 0
     print(f"no connection to libvirt ({uri}): {said}; vmm system libvirt start", file=sys.stderr)
     return 1
 
 
-def act(uri: str, uuid: str, action: str) -> int:
-    """Connect, find the domain, do it; the exit code."""
+def act(uri: str, uuid: str, action: str, opened: Callable[[], None]) -> int:
+    """Connect, find the domain, do it; the exit code. ``opened`` is called in between."""
     import libvirt
 
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -168,31 +177,40 @@ def act(uri: str, uuid: str, action: str) -> int:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
         return _disconnected(uri, uuid, action, " ".join(str(error).split()))
+    finally:
+        opened()
     try:
-        ACTIONS[action](libvirt, connection.lookupByUUIDString(uuid))
+        domain = connection.lookupByUUIDString(uuid)
+        ACTIONS[action](libvirt, domain)
+        if action == "start":
+            print(f"pid {pid_of(uri, domain.name(), uuid)}")
     except libvirt.libvirtError as error:
         gone = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
         if gone and action in ("destroy", "reason"):
-            return _undefined(uuid)
+            return _undefined(uri, uuid)
         print(f"libvirt: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
-def _undefined(uuid: str) -> int:
+def _undefined(uri: str, uuid: str) -> int:
     print("the guest's domain is gone from libvirt")
-    pid = pid_by_uuid(uuid)
+    pid = pid_by_uuid(uri, uuid)
     return 0 if not pid or end_alone(pid, uuid) else 1
 
 
-def act_within(seconds: float, uri: str, uuid: str, action: str) -> int:
+def act_within(uri: str, uuid: str, action: str) -> int:
     """The same, but a libvirtd that hangs counts as one that is down."""
-    from threading import Thread
+    from threading import Event, Thread
 
     codes: list[int] = []
-    thread = Thread(target=lambda: codes.append(act(uri, uuid, action)), daemon=True)
+    opened = Event()
+    thread = Thread(target=lambda: codes.append(act(uri, uuid, action, opened.set)), daemon=True)
     thread.start()
-    thread.join(seconds)
+    seconds = CONNECTS.get(action, CONNECTS_ELSE)
+    if opened.wait(seconds):
+        seconds = HANGS.get(action, 0)
+        thread.join(seconds or None)
     if thread.is_alive():
         return _disconnected(uri, uuid, action, f"it does not answer within {seconds:.0f} s")
     return codes[0] if codes else 1
@@ -203,7 +221,7 @@ def main(arguments: list[str]) -> int:
         print(f"usage: control.py URI UUID {'|'.join(ACTIONS)}", file=sys.stderr)
         return 2
     uri, uuid, action = arguments
-    return act_within(HANGS, uri, uuid, action) if action == "destroy" else act(uri, uuid, action)
+    return act_within(uri, uuid, action)
 
 
 if __name__ == "__main__":

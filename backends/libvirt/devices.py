@@ -58,14 +58,15 @@ def _disk(
     )
 
 
-def network(end: Endpoint) -> Element:
-    """The link into the bridge. No option ROM: nothing boots from it."""
+def network(end: Endpoint, made: bool) -> Element:
+    """The link into the bridge, ``made`` for QEMU beforehand (tap.py). No option ROM: nothing
+    boots from it."""
     return element(
         "interface",
-        {"type": "bridge"},
+        {"type": "ethernet" if made else "bridge"},
         element("mac", {"address": end.mac}),
-        element("source", {"bridge": end.bridge}),
-        element("target", {"dev": end.link}),
+        None if made else element("source", {"bridge": end.bridge}),
+        element("target", {"dev": end.link, **({"managed": "no"} if made else {})}),
         element("model", {"type": "virtio"}),
         element("rom", {"enabled": "no"}),
         element("mtu", {"size": end.mtu}),

@@ -20,7 +20,7 @@ def document(given: CompileInput, variant: Variant) -> str:
     memory = sizing.memory_kib(given)
     whole = element(
         "domain",
-        {"type": variant.domain_type},
+        {"type": variant.domain_type, "xmlns:qemu": _QEMU},
         element("name", text=naming.domain(given.cgroup_parent, spec.id)),
         element("uuid", text=naming.uuid(spec.id)),
         metadata.of(given.stored or spec, given.cgroup_parent),
@@ -36,6 +36,7 @@ def document(given: CompileInput, variant: Variant) -> str:
         *_endings(),
         _devices(given, hypervisor),
         _label(hypervisor),
+        _emulator(hypervisor),
     )
     return whole.render()
 
@@ -47,6 +48,10 @@ def hypervisor_of(given: CompileInput) -> Hypervisor:
     return given.host.hypervisor
 
 
+#: Of elements that are QEMU's alone (drvqemu.html, "Pass-through of arbitrary qemu commands").
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+#: The QEMU that first had ``-action``.
+_ACTION_SINCE = 6_000_000
 #: The libvirt that first had ``<tcg>``.
 _TRANSLATIONS_SINCE = 8_000_000
 
@@ -122,15 +127,24 @@ def _devices(given: CompileInput, hypervisor: Hypervisor) -> Element:
     if shares(given):
         found.append(devices.share(given))
     if given.endpoint:
-        found.append(devices.network(given.endpoint))
+        found.append(devices.network(given.endpoint, hypervisor.session))
     found += [*devices.console(), devices.channel(given), devices.balloon(), devices.entropy()]
     return element("devices", {}, *found)
 
 
 def _label(hypervisor: Hypervisor) -> Element | None:
     """QEMU's user is fixed, and libvirt changes no owner of any file: disks, kernel and
-    initramfs have the right ones already and keep them."""
-    if not hypervisor.relabels:
+    initramfs have the right ones already and keep them. A session has neither."""
+    if hypervisor.session:
         return None
     label = element("label", text=f"+{hypervisor.uid}:+{hypervisor.gid}")
     return element("seclabel", {"type": "static", "model": "dac", "relabel": "no"}, label)
+
+
+def _emulator(hypervisor: Hypervisor) -> Element | None:
+    """A guest that powers off is off. libvirt has QEMU wait instead until libvirtd takes note of it
+    (``-no-shutdown``), which it cannot while it is down (qemu(1), ``-action``)."""
+    if hypervisor.emulator_version < _ACTION_SINCE:
+        return None
+    words = ("-action", "shutdown=poweroff")
+    return element("qemu:commandline", {}, *(element("qemu:arg", {"value": w}) for w in words))

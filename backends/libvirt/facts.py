@@ -41,19 +41,30 @@ def gather(hypervisor: Hypervisor) -> HostFacts:
         kernel=guest.KERNEL,
         cpus=os.cpu_count() or 1,
         cap_bounding=guest.CAPABILITIES,
-        cgroups=_unified(),
+        cgroups=() if hypervisor.session else _processor_groups(),
         cpuset_cpus=_own_cpus(),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         hypervisor=msgspec.structs.replace(hypervisor, control=control),
     )
 
 
-def _unified() -> tuple[CgroupHierarchy, ...]:
-    """cgroup v2 where it is all there is: libvirt's shares mean something else there."""
-    mountpoint = "/sys/fs/cgroup"
-    if not os.path.exists(f"{mountpoint}/cgroup.controllers"):
-        return ()
-    return (CgroupHierarchy(version=2, controllers=("cpu",), mountpoint=mountpoint),)
+def _processor_groups() -> tuple[CgroupHierarchy, ...]:
+    """The hierarchies with which libvirt can divide the CPUs' time."""
+    from vmm.backends.linux.mountinfo import hierarchies, parse_mountinfo
+
+    mountinfo = _text("/proc/self/mountinfo")
+    mounts = [mount for mount in parse_mountinfo(mountinfo) if mount.type == "cgroup2"]
+    unified = {m.mountpoint: _text(f"{m.mountpoint}/cgroup.controllers") for m in mounts}
+    found = hierarchies(mountinfo, _text("/proc/self/cgroup"), unified)
+    return tuple(hierarchy for hierarchy in found if "cpu" in hierarchy.controllers)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _own_cpus() -> str:

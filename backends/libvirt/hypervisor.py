@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -34,7 +35,7 @@ def ask(libvirt: Libvirt, variant: Variant, machine: str) -> Hypervisor:
     answer = libvirt.domain_capabilities(machine, MACHINES[machine], variant.domain_type)
     found = _parse(answer)
     label = base_label(libvirt.capabilities(), variant.domain_type)
-    uid, gid = label or (os.geteuid(), os.getegid())
+    uid, gid = label or owner(libvirt.uri)
     return Hypervisor(
         uri=libvirt.uri,
         accelerator=variant.accelerator,
@@ -42,9 +43,10 @@ def ask(libvirt: Libvirt, variant: Variant, machine: str) -> Hypervisor:
         machine=found.findtext("machine", ""),
         uid=uid,
         gid=gid,
-        virtiofsd=_virtiofsd(HELPERS) if _has_virtiofs(found) else "",
+        virtiofsd=_virtiofsd(HELPERS) if label and _has_virtiofs(found) else "",
         version=libvirt.version(),
-        relabels=label is not None,
+        emulator_version=libvirt.emulator_version(),
+        session=label is None,
     )
 
 
@@ -58,8 +60,8 @@ def _parse(document: str) -> Element:
 
 
 def base_label(capabilities: str, kind: str) -> tuple[int, int] | None:
-    """Whom QEMU runs as, and that libvirt changes owners: the DAC driver's base label
-    (formatcaps.html); None where there is no such driver (a session)."""
+    """Whom QEMU runs as: the DAC driver's base label (formatcaps.html); None in a session, which
+    has no such driver."""
     for model in _parse(capabilities).iterfind("host/secmodel"):
         if model.findtext("model") != "dac":
             continue
@@ -68,6 +70,16 @@ def base_label(capabilities: str, kind: str) -> tuple[int, int] | None:
             if label.get("type") == kind and found:
                 return int(found[1]), int(found[2])
     return None
+
+
+def owner(uri: str) -> tuple[int, int]:
+    """Whose session it is, by the socket that the URI names; else our own."""
+    from vmm.backends.libvirt.control import socket_of
+
+    with contextlib.suppress(OSError):
+        status = os.stat(socket_of(uri))
+        return status.st_uid, status.st_gid
+    return os.geteuid(), os.getegid()
 
 
 def _has_virtiofs(found: Element) -> bool:

@@ -9,6 +9,7 @@ from vmm.backends.libvirt import domain, guest, naming
 from vmm.backends.libvirt.variant import Variant
 from vmm.backends.linux import mounts
 from vmm.backends.linux.plan import INTERFACE
+from vmm.backends.linux.plan import archive_plan as archive_linux
 from vmm.backends.linux.plan import compile_exec as compile_linux_exec
 from vmm.backends.linux.plan import compile_plan as compile_linux
 from vmm.model.backend import CompileInput, ExecInput
@@ -20,7 +21,15 @@ DOCUMENT = "domain.xml"
 
 def compile_plan(given: CompileInput, variant: Variant) -> LaunchPlan:
     """The whole plan of a guest."""
-    inside = compile_linux(guest.compile_input(given))
+    return _around(compile_linux(guest.compile_input(given)), given, variant)
+
+
+def archive_plan(given: CompileInput, variant: Variant) -> LaunchPlan:
+    """A guest with the disks and mounts of one that is off, for copies."""
+    return _around(archive_linux(guest.compile_input(given)), given, variant)
+
+
+def _around(inside: LaunchPlan, given: CompileInput, variant: Variant) -> LaunchPlan:
     return LaunchPlan(
         tuple(_shim(inside.shim, given, variant)),
         tuple(_host(inside.host, given)),

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from vmm.backends.libvirt.metadata import NAMESPACE
-from vmm.model.errors import HostError, Unsupported
+from vmm.model.errors import HostError, Unsupported, UsageError
 
 
 class Libvirt(Protocol):
@@ -19,6 +19,10 @@ class Libvirt(Protocol):
 
     def version(self) -> int:
         """libvirt's own, as 9_000_000."""
+        ...
+
+    def emulator_version(self) -> int:
+        """The hypervisor's own (virConnectGetVersion), 0 where libvirt cannot tell."""
         ...
 
     def capabilities(self) -> str: ...
@@ -75,9 +79,12 @@ class Libvirt(Protocol):
         ...
 
 
+#: Disks, sockets and links are paths and names of this host (``test``: libvirt's own stand-in).
+_HERE = re.compile(r"qemu(\+unix)?:///(system|session)(\?|\Z)|test:///")
 _UUID = re.compile("<uuid>([0-9a-f-]{36})</uuid>")
-#: For a connection (seconds): a daemon that has just been started looks at every emulator first.
-PATIENCE = 20.0
+#: For a connection (seconds): a daemon that has just been started looks at every emulator first;
+#: but what ends or forgets a guest need not wait for it.
+PATIENCE, HASTE = 20.0, 5.0
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -127,16 +134,29 @@ class HostLibvirt:
 
     @cached_property
     def _connection(self) -> Any:
+        return self._connected(PATIENCE)
+
+    def _connected(self, patience: float) -> Any:
         module = self._module
+        if not _HERE.match(self.uri):
+            raise UsageError(
+                f"libvirt_uri {self.uri!r:.80}: guests run on this host, by QEMU",
+                "write qemu:///system, or qemu:///session?socket=PATH for another user's libvirt",
+            )
         try:
-            return _within(PATIENCE, lambda: module.open(self.uri))
+            return _within(patience, lambda: module.open(self.uri))
         except module.libvirtError as error:
             raise connection_error(self.uri, error.get_error_message() or str(error)) from None
         except TimeoutError:
             raise HostError(
-                f"libvirt ({self.uri}) does not answer within {PATIENCE:.0f} s",
+                f"libvirt ({self.uri}) does not answer within {patience:.0f} s",
                 "see whether libvirtd hangs: its log is below /var/log/libvirt; then restart it",
             ) from None
+
+    def _hasten(self) -> None:
+        """Connect, if that is still to be done, without patience."""
+        if "_connection" not in self.__dict__:
+            self.__dict__["_connection"] = self._connected(HASTE)
 
     def answers(self) -> bool:
         """Whether a connection succeeds; HostError without libvirt's Python module."""
@@ -161,6 +181,10 @@ class HostLibvirt:
     def version(self) -> int:
         with self._translated("tell its version"):
             return int(self._connection.getLibVersion())
+
+    def emulator_version(self) -> int:
+        with self._translated("tell the emulator's version"):
+            return int(self._connection.getVersion())
 
     def capabilities(self) -> str:
         with self._translated("tell its capabilities"):
@@ -191,12 +215,14 @@ class HostLibvirt:
             self.undefine(found[1])
 
     def undefine(self, uuid: str) -> None:
+        self._hasten()
         with self._translated(f"forget domain {uuid}"), self._missing():
             flags = self._module.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             flags |= self._module.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             self._domain(uuid).undefineFlags(flags)
 
     def destroy(self, uuid: str) -> None:
+        self._hasten()
         with self._translated(f"end domain {uuid}"), self._missing():
             self._domain(uuid).destroy()
 
@@ -282,11 +308,22 @@ def connection_error(uri: str, message: str) -> HostError:
     """Why there is no connection, and what to do about it."""
     import shutil
 
+    from vmm.backends.libvirt.control import socket_of
+
     said = " ".join(message.split())
     if "ermission denied" in said or "uthentication" in said:
         hint = "be root, or a member of the group libvirt: usermod -aG libvirt USER"
+    elif socket_of(uri):
+        hint = (
+            f"see libvirt_uri: the user whose socket that is starts it: virsh -c {_plain(uri)} uri"
+        )
     elif not shutil.which("libvirtd", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/bin"):
         hint = "install it: apt install libvirt-daemon-system qemu-system-x86"
     else:
         hint = "start it: vmm system libvirt start"
     return HostError(f"no connection to libvirt ({uri}): {said}", hint)
+
+
+def _plain(uri: str) -> str:
+    """The same for those whose own libvirt it is."""
+    return uri.partition("?")[0].replace("+unix", "")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
-from vmm.backends.libvirt import facts, hypervisor
+from vmm.backends.libvirt import check, facts, hypervisor
 from vmm.backends.libvirt.access import permits
 from vmm.backends.libvirt.port import Libvirt
 from vmm.backends.libvirt.variant import Variant
 from vmm.model.backend import BackendOptions, Capability, Hypervisor
 from vmm.model.errors import UsageError, VmmError
 
+#: Without these there are guests all the same.
+_OPTIONAL = _SHARED, _TIME = "shared directories", "parts of CPUs"
 #: Overrides what is found out about the accelerator: "kvm" or "tcg".
 OVERRIDE = "VMM_ACCEL"
 DEVICE = "/dev/kvm"
@@ -58,7 +60,7 @@ def probe(libvirt: Libvirt, options: BackendOptions, variant: Variant) -> list[C
     parts.append(connection)
     if all(part.available for part in parts):
         parts += _domains(libvirt, options, variant)
-    missing = [part for part in parts if not part.available and part.name != "shared directories"]
+    missing = [part for part in parts if not part.available and part.name not in _OPTIONAL]
     reason = "; ".join(part.reason for part in missing)
     itself = Capability(
         name=variant.name,
@@ -71,7 +73,7 @@ def probe(libvirt: Libvirt, options: BackendOptions, variant: Variant) -> list[C
 def _how(variant: Variant) -> str:
     if variant.accelerator == "tcg":
         return "emulation (TCG): slow"
-    return f"{OVERRIDE}=kvm says so" if override() == "kvm" else ""
+    return f"{OVERRIDE}=kvm says so" if override() == "kvm" else "the processor's virtualisation"
 
 
 def _connection(libvirt: Libvirt) -> Capability:
@@ -92,11 +94,25 @@ def _domains(libvirt: Libvirt, options: BackendOptions, variant: Variant) -> lis
     reason = f"{found.emulator}, {found.machine}"
     if closed := unreachable(found, DEVICE):
         reason += f"; {closed}"
-    shared = "virtiofs" if found.virtiofsd else "no virtiofsd: no volumes and bind mounts"
     return [
         Capability(name="emulator", available=True, reason=reason),
-        Capability(name="shared directories", available=bool(found.virtiofsd), reason=shared),
+        Capability(name=_SHARED, available=bool(found.virtiofsd), reason=_sharing(found)),
+        _processor_time(found),
     ]
+
+
+def _sharing(found: Hypervisor) -> str:
+    if found.virtiofsd:
+        return "virtiofs"
+    return f"{'a session' if found.session else 'no virtiofsd'}: no volumes and bind mounts"
+
+
+def _processor_time(found: Hypervisor) -> Capability:
+    """``--cpus`` in parts and ``--cpu-shares``."""
+    known = facts.gather(found)
+    version = max((group.version for group in known.cgroups), default=0)
+    reason = f"cgroup v{version}" if version else f"{check.no_groups(known)}: whole CPUs alone"
+    return Capability(name=_TIME, available=bool(version), reason=reason)
 
 
 def unreachable(found: Hypervisor, device: str) -> str:

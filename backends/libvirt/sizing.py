@@ -38,7 +38,7 @@ def quota(resources: Resources, cpus: int) -> int:
 def shares(asked: int, facts: HostFacts) -> int:
     """``--cpu-shares`` as libvirt takes them: with cgroup v2 it writes them to cpu.weight
     (formatdomain.html, "shares")."""
-    unified = any(group.version == 2 for group in facts.cgroups)
+    unified = any(group.version == 2 and "cpu" in group.controllers for group in facts.cgroups)
     return cpu_weight(asked) if unified else asked
 
 

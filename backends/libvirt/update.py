@@ -24,7 +24,8 @@ def update(libvirt: Libvirt, given: CompileInput) -> None:
     wanted, cpus = sizing.memory_kib(given), libvirt.processors(uuid)
     if wanted > largest:
         raise _later(given, f"--memory {wanted // _KIB_PER_MIB}m", f"{largest // 1024} MiB")
-    if sizing.processors(given.spec.resources) > cpus:
+    slows = sizing.quota(given.spec.resources, cpus) > 0
+    if sizing.processors(given.spec.resources) > cpus or (slows and not given.host.cgroups):
         raise _later(given, "--cpus", f"{cpus} CPU{'' if cpus == 1 else 's'}")
     before = _recorded(libvirt, given)
     if given.spec.resources.pids_limit != before.pids_limit:
@@ -56,7 +57,7 @@ def _tune(libvirt: Libvirt, given: CompileInput, before: Resources, cpus: int) -
     parameters = {}
     if now.cpu_shares:
         parameters["cpu_shares"] = sizing.shares(now.cpu_shares, given.host)
-    if now.nano_cpus or before.nano_cpus:
+    if given.host.cgroups and (now.nano_cpus or before.nano_cpus):
         parameters["vcpu_period"] = CPU_PERIOD
         parameters["vcpu_quota"] = sizing.quota(now, cpus)
     if parameters:

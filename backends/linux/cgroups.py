@@ -137,14 +137,15 @@ def _freezer(found: list[Group]) -> list[Op]:
     return []
 
 
-#: Where the numbers of `vmm stats` are, by version and controller.
+#: Where the numbers of `vmm stats` are, by version and controller. No group of v1's blkio is made
+#: for them: each start would cost 2 to 6 % more, and newer kernels count there only under a limit.
 _STATISTICS = {
     (1, "cpuacct"): ("cpuacct", "cpuacct.usage"),
     (1, "memory"): ("memory1", "memory.usage_in_bytes", "memory.limit_in_bytes", "memory.stat"),
     (2, "memory"): ("memory2", "memory.current", "memory.max", "memory.stat"),
     (1, "pids"): ("pids", "pids.current", "pids.max"),
     (2, "pids"): ("pids", "pids.current", "pids.max"),
-    (1, "blkio"): ("blkio", "blkio.throttle.io_service_bytes"),
+    (1, "blkio"): ("blkio", "blkio.throttle.io_service_bytes_recursive"),
     (2, "io"): ("io", "io.stat"),
 }
 

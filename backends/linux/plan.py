@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.backends.linux import capabilities, cgroups, mounts, process
+from vmm.backends.linux import capabilities, cgroups, health, mounts, process
 from vmm.model import signals
 from vmm.model.backend import CompileInput, ExecInput
 from vmm.model.errors import UsageError
@@ -42,9 +42,10 @@ def compile_archive(given: CompileInput, direction: str, path: str, follow: bool
     return encode_ops(_archive(given, direction, path, follow))
 
 
-def archive_plan(given: CompileInput, direction: str, path: str, follow: bool) -> LaunchPlan:
-    """The same in the root and the mounts of a workload that does not run."""
-    child = [*_surroundings(given), *_archive(given, direction, path, follow)]
+def archive_plan(given: CompileInput) -> LaunchPlan:
+    """The root and the mounts of a workload that does not run, for such processes: its own one
+    waits for the end of its input, of which nothing else comes."""
+    child = [*_surroundings(given), *_archive(given, "put", "/", False)]
     return LaunchPlan(tuple(_shim(given)), tuple(_host(given)), tuple(child))
 
 
@@ -86,6 +87,7 @@ def _shim(given: CompileInput) -> list[Op]:
         op("stdio", int(keep.tty), int(keep.stdin_open), int(keep.stdin_once)),
         op("restart", spec.restart.policy, spec.restart.max_retries),
         op("stop", signals.number(spec.stop_signal), timeout),
+        *_health(given),
     ]
     if given.reaper:
         ops.append(op("reaper", *given.reaper))
@@ -107,6 +109,16 @@ def _log(given: CompileInput) -> Op:
     if log.driver == "none":
         return op("log", "none")
     return op("log", "json-file", given.paths.log, log.max_size, log.max_file)
+
+
+def _health(given: CompileInput) -> list[Op]:
+    """A probe runs as an exec without options does."""
+    spec, check = given.spec, given.spec.health
+    if check is None or not check.argv:
+        return []
+    asked = ExecInput(argv=check.argv, env=(), cwd=spec.process.cwd, user=given.user)
+    log = f"{given.paths.directory}/{health.LOG}"
+    return [health.operation(check, log, compile_exec(given, asked))]
 
 
 def _relay(argv: tuple[str, ...]) -> list[Op]:

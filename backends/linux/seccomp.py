@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 
@@ -78,5 +79,6 @@ def _read(path: str) -> bytes:
 def _write(path: str, program: bytes) -> None:
     from vmm.ports.files import atomic_write
 
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    atomic_write(path, hashlib.sha256(program).digest() + program)
+    with contextlib.suppress(OSError):  # it is only compiled again
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        atomic_write(path, hashlib.sha256(program).digest() + program)

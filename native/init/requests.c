@@ -1,4 +1,5 @@
 /* What the host asks for. */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -66,14 +67,18 @@ static int on_signal(struct call *c, struct vmm_error *e) {
     return failed < 0 ? fail(e, "the signal cannot be sent") : 0;
 }
 
+/* [exec id, number, group]: to its process, or to the group it leads; a missing `group` is 0. */
 static int on_exec_signal(struct call *c, struct vmm_error *e) {
-    int64_t number;
+    int64_t number, group = 0;
     const struct session *s = session_find_exec(c->g, c->args->at[0]);
     c->ok = true;
-    if (!vmm_args_number(c->args, 1, 0, 64, &number))
-        return fail(e, "EXEC_SIGNAL [exec id, number]");
+    if (!vmm_args_number(c->args, 1, 0, 64, &number) ||
+        (c->args->count > 2 && !vmm_args_number(c->args, 2, 0, 1, &group)))
+        return fail(e, "EXEC_SIGNAL [exec id, number, group]");
     if (!s || s->ended || sys_pidfd_signal(s->pidfd, (int)number) < 0)
         return fail(e, "no such exec is running");
+    if (group && s->pid > 1)
+        kill(-s->pid, (int)number);
     return 0;
 }
 

@@ -151,14 +151,21 @@ static int join_v1(const char *group) {
     return vmm_write_file(AT_FDCWD, path, "0");
 }
 
+/* Whether it is the group that `cgroup.freeze` stops. */
+static bool is_freezer(const struct vmm_host *host, const char *group) {
+    const char *file = host->freeze ? host->freeze->argv[1] : "";
+    size_t size = strlen(group);
+    return !strncmp(file, group, size) && file[size] == '/' && !strchr(file + size + 1, '/');
+}
+
 /* A process that writes 0 moves itself, without the grace period that writing a pid costs. */
-int vmm_cgroup_join(const struct vmm_host *host, bool v2, int target, struct vmm_error *e) {
-    for (size_t i = 0; i < host->group_count; i++) {
-        const char *group = host->groups[i];
+int vmm_cgroup_join(const struct vmm_child *child, bool v2, struct vmm_error *e) {
+    for (size_t i = 0; i < child->host->group_count; i++) {
+        const char *group = child->host->groups[i];
         bool unified = vmm_cgroup_is_v2(group);
-        if (unified && !v2)
+        if ((unified && !v2) || (child->frozen && is_freezer(child->host, group)))
             continue;
-        if ((unified ? join_v2(group, target) : join_v1(group)) < 0) {
+        if ((unified ? join_v2(group, child->target) : join_v1(group)) < 0) {
             snprintf(e->step, sizeof e->step, "cgroup.join %.150s", group);
             return vmm_fail(e, 125, errno, "cannot enter the cgroup %.300s", group);
         }

@@ -178,7 +178,7 @@ static int enter_running(struct vmm_child *child, struct vmm_error *e) {
 
 static int enter(struct vmm_child *child, struct vmm_error *e) {
     snprintf(e->step, sizeof e->step, "ns");
-    if (!child->cgroups_joined && vmm_cgroup_join(child->host, !child->in_v2, child->target, e) < 0)
+    if (!child->cgroups_joined && vmm_cgroup_join(child, !child->in_v2, e) < 0)
         return -1;
     if (set_score(child->host, e) < 0)
         return -1;

@@ -49,7 +49,7 @@ int vmm_cgroup_thaw(const struct vmm_host *host) {
     return host->freeze ? vmm_write_file(AT_FDCWD, host->freeze->argv[1], host->freeze->argv[3]) : 0;
 }
 
-int vmm_launch_freeze(struct vmm_launcher *launcher, bool frozen, struct vmm_error *e) {
+static int freeze(const struct vmm_launcher *launcher, bool frozen, struct vmm_error *e) {
     const struct vmm_record *r = launcher->host.freeze;
     snprintf(e->step, sizeof e->step, "cgroup.freeze");
     if (launcher->target < 0)
@@ -66,4 +66,11 @@ int vmm_launch_freeze(struct vmm_launcher *launcher, bool frozen, struct vmm_err
     int err = errno;
     vmm_cgroup_thaw(&launcher->host);
     return vmm_fail(e, 125, err, "cannot freeze the processes (%.300s)", r->argv[1]);
+}
+
+int vmm_launch_freeze(struct vmm_launcher *launcher, bool frozen, struct vmm_error *e) {
+    if (freeze(launcher, frozen, e) < 0)
+        return -1;
+    launcher->frozen = frozen;
+    return 0;
 }

@@ -82,9 +82,10 @@ int vmm_net_counters(const char *name, uint64_t *received, uint64_t *sent);
 int vmm_cgroup_setup(const struct vmm_host *host, struct vmm_error *e);
 /* Make a group and what it lacks above; one that is there is fine. -1 with errno. */
 int vmm_cgroup_make(const char *group);
-/* Enter every cgroup of v1, and of v2 too with `v2`; there beside the process `target` (a pidfd,
- * -1: none), which may have gone to a group of its own making below. */
-int vmm_cgroup_join(const struct vmm_host *host, bool v2, int target, struct vmm_error *e);
+struct vmm_child;
+/* Enter every cgroup of v1, and of v2 too with `v2`; there beside the process that the child joins, which may
+ * have gone to a group of its own making below. Not one that is frozen, in which it would stand still. */
+int vmm_cgroup_join(const struct vmm_child *child, bool v2, struct vmm_error *e);
 /* Descriptor of the first v2 group to be joined (CLONE_INTO_CGROUP), -1: none. */
 int vmm_cgroup_v2(const struct vmm_host *host);
 uint64_t vmm_cgroup_oom(const struct vmm_host *host);
@@ -160,6 +161,7 @@ struct vmm_child {
     int target;      /* pidfd of the running workload (exec), -1 */
     bool cgroups_joined; /* by the process between, before it lost the right to */
     bool in_v2;      /* born in its v2 group (CLONE_INTO_CGROUP) */
+    bool frozen;     /* the workload is: stay out of the group that stands still */
     int root;        /* the root that paths are resolved in */
     int *source;     /* per operation: a mount opened on the host, -1 */
     int init;        /* program run as pid 1, -1 */
@@ -225,6 +227,7 @@ struct vmm_launcher {
     bool ready; /* the host section was carried out */
     int user, net;
     int target; /* pidfd of the last process, our own copy */
+    bool frozen; /* by vmm_launch_freeze() */
     uint64_t oom;
 };
 

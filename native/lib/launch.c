@@ -12,7 +12,9 @@
 #include "internal.h"
 #include "sys.h"
 
-#define DEADLINE_MS 120000 /* for set-up and execve(2) together; only a hung file system takes it */
+/* For set-up and execve(2) together; only a hung file system takes it. The caller waits meanwhile, and while
+ * it waits for an exec it leaves a workload that runs alone. */
+enum { DEADLINE_MS = 120000, EXEC_DEADLINE_MS = 20000, KILLED_MS = 1000 };
 
 struct vmm_launcher *vmm_launcher_new(const struct vmm_plan *plan) {
     struct vmm_launcher *launcher = calloc(1, sizeof *launcher);
@@ -79,7 +81,7 @@ static int join_between(struct vmm_launcher *launcher, struct vmm_child *child,
     snprintf(e->step, sizeof e->step, "ns");
     if (!(wanted & CLONE_NEWUSER))
         return join_shared(launcher, child, wanted, e);
-    if (vmm_cgroup_join(child->host, true, child->target, e) < 0) /* afterwards they are out of reach */
+    if (vmm_cgroup_join(child, true, e) < 0) /* afterwards they are out of reach */
         return -1;
     child->cgroups_joined = true;
     if (join_shared(launcher, child, wanted, e) < 0)
@@ -117,7 +119,7 @@ static int start_between(struct vmm_launcher *launcher, struct vmm_child *child,
 }
 
 static int start_direct(struct vmm_child *child, pid_t *pid, int *pidfd, struct vmm_error *e) {
-    VMM_CLOSE int group = vmm_cgroup_v2(child->host);
+    VMM_CLOSE int group = child->frozen ? -1 : vmm_cgroup_v2(child->host);
     struct clone_args args = {.flags = CLONE_PIDFD | clone_flags(child),
                               .exit_signal = SIGCHLD,
                               .pidfd = (uint64_t)(uintptr_t)pidfd};
@@ -143,8 +145,8 @@ static int take_fd(struct msghdr *message) {
     return fd;
 }
 
-/* One message: 1 got, 0 end (the program runs), -1 with errno. */
-static int receive(int sock, struct vmm_message *message, int *fd) {
+/* One message within `limit` ms: 1 got, 0 end (the program runs), -1 with errno. */
+static int receive(int sock, int limit, struct vmm_message *message, int *fd) {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -156,7 +158,7 @@ static int receive(int sock, struct vmm_message *message, int *fd) {
                           .msg_controllen = sizeof control};
     struct pollfd ready = {.fd = sock, .events = POLLIN};
     int polled;
-    while ((polled = poll(&ready, 1, DEADLINE_MS)) < 0 && errno == EINTR)
+    while ((polled = poll(&ready, 1, limit)) < 0 && errno == EINTR)
         ;
     if (polled == 0)
         errno = ETIMEDOUT;
@@ -170,11 +172,13 @@ static int receive(int sock, struct vmm_message *message, int *fd) {
 }
 
 /* Listen until the program runs (0) or an error was reported (-1). */
-static int listen_to(int sock, struct vmm_stdio *io, pid_t *pid, int *pidfd, bool *runs,
+static int listen_to(int sock, const struct vmm_child *child, pid_t *pid, int *pidfd, bool *runs,
                      struct vmm_error *e) {
+    struct vmm_stdio *io = child->io;
     struct vmm_message message;
+    int limit = child->target >= 0 ? EXEC_DEADLINE_MS : DEADLINE_MS;
     int fd, got;
-    while ((got = receive(sock, &message, &fd)) > 0) {
+    while ((got = receive(sock, limit, &message, &fd)) > 0) {
         if (message.type == 'T' && io->master < 0) {
             io->master = fd;
             continue;
@@ -194,12 +198,25 @@ static int listen_to(int sock, struct vmm_stdio *io, pid_t *pid, int *pidfd, boo
         *e = message.error;
         return -1;
     }
+    if (got < 0 && errno == ETIMEDOUT)
+        return vmm_fail(e, 125, 0, "the new process did not reach its program within %d s; "
+                        "a file system may hang", limit / 1000);
     return got < 0 ? vmm_fail(e, 125, errno, "no answer from the new process") : 0;
 }
 
 static void reap(pid_t pid) {
     while (pid > 0 && waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
         ;
+}
+
+/* It may be where even SIGKILL comes late (a file system that hangs): then the caller's loop reaps it. */
+static void end(pid_t pid, int pidfd) {
+    struct pollfd gone = {.fd = pidfd, .events = POLLIN};
+    if (pid <= 0)
+        return;
+    kill(pid, SIGKILL);
+    if (pidfd < 0 || poll(&gone, 1, KILLED_MS) > 0)
+        reap(pid);
 }
 
 static int fail_early(const struct vmm_launcher *launcher, const siginfo_t *info,
@@ -228,7 +245,7 @@ static int check_executed(const struct vmm_launcher *launcher, pid_t pid, int pi
 static int finish(const struct vmm_launcher *launcher, struct vmm_child *child, int sock,
                   pid_t helper, pid_t *pid, int *pidfd, struct vmm_error *e) {
     bool runs = false; /* an archive, which executes nothing */
-    int failed = listen_to(sock, child->io, pid, pidfd, &runs, e);
+    int failed = listen_to(sock, child, pid, pidfd, &runs, e);
     if (failed && helper > 0)
         kill(helper, SIGKILL);
     reap(helper);
@@ -236,10 +253,7 @@ static int finish(const struct vmm_launcher *launcher, struct vmm_child *child, 
         failed = check_executed(launcher, *pid, *pidfd, e);
     if (!failed)
         return 0;
-    if (*pid > 0) {
-        kill(*pid, SIGKILL);
-        reap(*pid);
-    }
+    end(*pid, *pidfd);
     vmm_close(pidfd);
     vmm_close(&child->io->master);
     *pid = -1;
@@ -270,6 +284,7 @@ int vmm_spawn(struct vmm_launcher *launcher, struct vmm_child *child, pid_t *pid
 int vmm_launch(struct vmm_launcher *launcher, struct vmm_stdio *io, pid_t *pid, int *pidfd,
                struct vmm_error *e) {
     *pid = *pidfd = io->master = -1;
+    launcher->frozen = false;
     vmm_close(&launcher->target);
     if (launcher->ready)
         vmm_cgroup_clear(&launcher->host);
@@ -299,7 +314,8 @@ int vmm_launch_exec(struct vmm_launcher *launcher, const struct vmm_records *ops
                               .count = ops->count,
                               .io = io,
                               .net = -1,
-                              .target = launcher->target};
+                              .target = launcher->target,
+                              .frozen = launcher->frozen};
     return vmm_spawn(launcher, &child, pid, pidfd, e);
 }
 

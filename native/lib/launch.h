@@ -41,7 +41,8 @@ int vmm_launch(struct vmm_launcher *launcher, struct vmm_stdio *io, pid_t *pid, 
                struct vmm_error *e);
 
 /* A further process in the running workload: its namespaces (by the workload's pidfd), cgroups, then `ops`
- * (child operations). Also a waitable child of the caller. */
+ * (child operations). Also a waitable child of the caller. While the workload is frozen it stays out of the
+ * cgroup that is, and in the caller's. */
 int vmm_launch_exec(struct vmm_launcher *launcher, const struct vmm_records *ops,
                     struct vmm_stdio *io, pid_t *pid, int *pidfd, struct vmm_error *e);
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,9 +13,13 @@
 #define MAGIC "VMMLP1\n"
 #define MAX_SIZE (16l << 20)
 
-static int read_all(int fd, char *data, size_t size) {
+/* Into memory of its own, which goes back whole: a hole in the heap would stay for as long as a shim lives. */
+static int read_all(int fd, char **data, size_t size) {
+    *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*data == MAP_FAILED)
+        return *data = NULL, -1;
     for (size_t used = 0; used < size;) {
-        ssize_t got = read(fd, data + used, size - used);
+        ssize_t got = read(fd, *data + used, size - used);
         if (got == 0)
             errno = EIO;
         if (got <= 0 && errno != EINTR)
@@ -32,10 +37,7 @@ static int read_plan(const char *path, char **data, size_t *size, struct vmm_err
     if (!S_ISREG(st.st_mode) || st.st_size > MAX_SIZE || st.st_size < (off_t)strlen(MAGIC))
         return vmm_fail(e, 125, 0, "%.300s is not a launch plan", path);
     *size = (size_t)st.st_size;
-    *data = malloc(*size);
-    if (!*data)
-        return vmm_fail(e, 125, ENOMEM, "launch plan");
-    if (read_all(fd, *data, *size) < 0)
+    if (read_all(fd, data, *size) < 0)
         return vmm_fail(e, 125, errno, "launch plan %.300s", path);
     return 0;
 }
@@ -84,13 +86,16 @@ int vmm_plan_decode(const char *data, size_t size, struct vmm_plan *out, struct 
 }
 
 int vmm_plan_read(const char *path, struct vmm_plan *out, struct vmm_error *e) {
-    VMM_FREE char *data = NULL;
+    char *data = NULL;
     size_t size = 0;
     *out = (struct vmm_plan){0};
     snprintf(e->step, sizeof e->step, "plan");
-    if (read_plan(path, &data, &size, e) < 0)
-        return -1;
-    return vmm_plan_decode(data, size, out, e);
+    int failed = read_plan(path, &data, &size, e);
+    if (!failed)
+        failed = vmm_plan_decode(data, size, out, e);
+    if (data)
+        munmap(data, size);
+    return failed;
 }
 
 void vmm_plan_free(struct vmm_plan *plan) {

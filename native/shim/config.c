@@ -5,6 +5,9 @@
 #include <string.h>
 
 /* Reads one operation of the section `shim`. */
+/* Added to now_ms() it does not overflow. */
+#define LONGEST_MS (INT64_MAX / 4)
+
 typedef int (*reader)(const struct vmm_record *r, struct config *c, struct vmm_error *e);
 
 static int invalid(const struct vmm_record *r, struct vmm_error *e)
@@ -172,6 +175,21 @@ static int read_adopt(const struct vmm_record *r, struct config *c, struct vmm_e
     return flag(r, 1, &c->adopt, e);
 }
 
+/* health LOG INTERVAL_MS TIMEOUT_MS START_PERIOD_MS START_INTERVAL_MS RETRIES TIMEOUT_TEXT OPERATIONS */
+static int read_health(const struct vmm_record *r, struct config *c, struct vmm_error *e)
+{
+    struct health_config *h = &c->health;
+    *h = (struct health_config){.log_path = r->argv[1], .timeout_text = r->argv[7],
+                                .operations = r->argv[8], .operations_size = r->len[8]};
+    return number(r, 2, 1, LONGEST_MS, &h->interval_ms, e) ||
+                   number(r, 3, 1, LONGEST_MS, &h->timeout_ms, e) ||
+                   number(r, 4, 0, LONGEST_MS, &h->start_period_ms, e) ||
+                   number(r, 5, 1, LONGEST_MS, &h->start_interval_ms, e) ||
+                   number(r, 6, 1, INT32_MAX, &h->retries, e)
+               ? -1
+               : 0;
+}
+
 static const struct {
     const char *name;
     uint32_t min, max; /* arguments after the name */
@@ -196,6 +214,7 @@ static const struct {
     {"channel", 2, 2, read_channel},
     {"guest-timeout", 2, 2, read_guest_timeout},
     {"adopt", 1, 1, read_adopt},
+    {"health", 8, 8, read_health},
 };
 
 static int read_one(const struct vmm_record *r, struct config *c, struct vmm_error *e)

@@ -35,20 +35,36 @@ static bool valid_id(const struct vmm_args *args)
     return true;
 }
 
-static int check(struct shim *s, const struct vmm_args *args, struct vmm_error *e)
+/* It executes nothing of the workload's. */
+static bool is_archive(const struct vmm_records *ops)
+{
+    for (size_t i = 0; i < ops->count; i++)
+        if (!strncmp(ops->items[i].argv[0], "archive.", strlen("archive.")))
+            return true;
+    return false;
+}
+
+/* In a guest nothing at all runs while it is paused. */
+static bool stands_still(const struct shim *s, const struct vmm_records *ops)
+{
+    return s->paused && (s->guest || !is_archive(ops));
+}
+
+static int check(struct shim *s, const struct vmm_args *args, const struct vmm_records *ops,
+                 bool probe, struct vmm_error *e)
 {
     size_t count = 0;
     for (const struct session *exec = s->execs; exec; exec = exec->next)
         count++;
     if (s->phase != PHASE_RUNNING)
         return vmm_fail(e, 1, 0, "the workload is not running");
-    if (s->paused)
+    if (stands_still(s, ops))
         return vmm_fail(e, 1, 0, "the workload is paused");
     if (!valid_id(args))
         return vmm_fail(e, 1, 0, "invalid exec id");
     if (exec_find(s, args->at[0]))
         return vmm_fail(e, 1, 0, "exec %s is running already", args->at[0]);
-    if (count >= EXECS_MAX)
+    if (count >= EXECS_MAX && !probe)
         return vmm_fail(e, 1, 0, "%d execs are running already; end some first", EXECS_MAX);
     return 0;
 }
@@ -56,10 +72,7 @@ static int check(struct shim *s, const struct vmm_args *args, struct vmm_error *
 /* The command as Docker's exec events show it: its arguments, joined; NULL for a file stream. */
 static char *command_text(const struct vmm_records *ops)
 {
-    for (size_t i = 0; i < ops->count; i++)
-        if (!strncmp(ops->items[i].argv[0], "archive.", strlen("archive.")))
-            return NULL;
-    char *text = calloc(1, 1024);
+    char *text = is_archive(ops) ? NULL : calloc(1, 1024);
     for (size_t i = 0; text && i < ops->count; i++) {
         const struct vmm_record *r = &ops->items[i];
         for (uint32_t k = 1; !strcmp(r->argv[0], "exec") && k < r->argc; k++) {
@@ -80,7 +93,7 @@ static void exec_event(const struct shim *s, const struct session *exec, const c
 }
 
 static struct session *exec_new(const struct vmm_args *args, const struct vmm_records *ops,
-                                bool tty, bool stdin_open)
+                                bool tty, bool stdin_open, bool probe)
 {
     struct session *exec = calloc(1, sizeof *exec);
     if (!exec)
@@ -90,7 +103,8 @@ static struct session *exec_new(const struct vmm_args *args, const struct vmm_re
     exec->tty = tty;
     exec->stdin_open = stdin_open || tty;
     exec->in = exec->out = exec->err = exec->slave = exec->pidfd = -1;
-    exec->command = command_text(ops);
+    exec->probe = probe;
+    exec->command = probe ? NULL : command_text(ops);
     return exec;
 }
 
@@ -119,18 +133,21 @@ static int run(struct shim *s, struct session *exec, const struct vmm_args *args
     return outcome;
 }
 
-/* EXEC [exec id, tty, stdin, detach, operations, rows, columns], the size being optional */
-int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
-               struct session **out, struct vmm_error *e)
+static int start(struct shim *s, const struct vmm_args *args, struct asker asker, bool probe,
+                 struct session **out, struct vmm_error *e)
 {
     int64_t tty, input, detach;
     struct vmm_records ops;
     if (!vmm_args_number(args, 1, 0, 1, &tty) || !vmm_args_number(args, 2, 0, 1, &input) ||
         !vmm_args_number(args, 3, 0, 1, &detach))
         return vmm_fail(e, 1, 0, "EXEC: tty, stdin and detach must be 0 or 1");
-    if (check(s, args, e) || vmm_records_decode(args->at[4], args->length[4], &ops, e))
+    if (vmm_records_decode(args->at[4], args->length[4], &ops, e))
         return FAILED;
-    struct session *exec = exec_new(args, &ops, tty, input && !detach);
+    if (check(s, args, &ops, probe, e)) {
+        vmm_records_free(&ops);
+        return FAILED;
+    }
+    struct session *exec = exec_new(args, &ops, tty, input && !detach, probe);
     if (exec)
         vmm_args_terminal(args, &exec->rows, &exec->columns);
     int outcome = exec ? run(s, exec, args, &ops, asker, e)
@@ -145,6 +162,24 @@ int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
     s->execs = exec;
     *out = exec;
     return outcome;
+}
+
+/* EXEC [exec id, tty, stdin, detach, operations, rows, columns], the size being optional */
+int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
+               struct session **out, struct vmm_error *e)
+{
+    return start(s, args, asker, false, out, e);
+}
+
+int exec_probe(struct shim *s, const char *id, const char *operations, size_t size,
+               struct session **out, struct vmm_error *e)
+{
+    const struct vmm_args args = {
+        .count = 5,
+        .at = {id, "0", "0", "0", operations},
+        .length = {(uint32_t)strlen(id), 1, 1, 1, (uint32_t)size},
+    };
+    return start(s, &args, (struct asker){0}, true, out, e);
 }
 
 void exec_exited(struct shim *s, struct session *exec, int code, int signal)
@@ -171,8 +206,9 @@ static void detach_all(struct shim *s, const struct session *exec)
                 c->attachments[i] = c->attachments[--c->attached];
 }
 
-void exec_failed(struct shim *s, struct session *exec, int code)
+void exec_failed(struct shim *s, struct session *exec, int code, const char *why)
 {
+    health_refused(s, exec, why);
     exec->starting = false;
     exec->ended = true; /* freed with the others, when nothing watches it any more */
     exec->exit_code = code;
@@ -185,6 +221,7 @@ void exec_failed(struct shim *s, struct session *exec, int code)
 /* The guest did not answer in time; should it start the exec after all, that is ended. */
 void exec_abandon(struct shim *s, struct session *exec)
 {
+    health_refused(s, exec, "the guest did not answer in time");
     exec->unwanted = true;
     detach_all(s, exec);
 }
@@ -196,6 +233,7 @@ void exec_tick(struct shim *s, int64_t now)
     while (*link) {
         struct session *exec = *link;
         if (exec->ended && !session_congested(s, exec) && streams_drained(exec, now)) {
+            health_ended(s, exec);
             session_exit(s, exec);
             detach_all(s, exec);
             *link = exec->next;

@@ -96,7 +96,6 @@ struct guest {
     struct job job;
     unsigned destroys, strays; /* strays: frames of ended execs that may still come */
     uint16_t last_channel;
-    uint8_t scratch[VMM_FRAME_MAX];
     struct vmm_error failure; /* why it went, or is made to; code 0: nothing to say */
 };
 
@@ -163,6 +162,8 @@ struct asker asker_hold(struct asker asker);
 void asker_refuse(struct asker *asker, const char *message);
 
 /* guest_streams.c */
+/* For the moment: given back with streams_release(). */
+extern uint8_t guest_scratch[VMM_FRAME_MAX];
 int flow_open(struct session *session, uint16_t channel, bool detached, struct vmm_error *e);
 void flow_free(struct session *session);
 void flow_watch(struct shim *s, struct session *session);

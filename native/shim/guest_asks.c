@@ -82,7 +82,7 @@ void asks_fail(struct shim *s, const char *message)
     while (g->asks) {
         struct ask *ask = g->asks;
         if (ask->type == VMM_EXEC)
-            exec_failed(s, ask->session, 125);
+            exec_failed(s, ask->session, 125, message);
         asker_refuse(&ask->asker, message);
         ask_remove(g, ask);
     }

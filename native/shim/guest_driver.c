@@ -127,7 +127,8 @@ static int send_signal(struct shim *s, struct session *session, int number, bool
     if (s->paused && asker.client && number != SIGKILL)
         return vmm_fail(e, 1, 0, "the workload is paused");
     if (session)
-        return ask_guest_args(s, VMM_EXEC_SIGNAL, asker, 2, (const char *[]){session->id, text}, e);
+        return ask_guest_args(s, VMM_EXEC_SIGNAL, asker, 3,
+                              (const char *[]){session->id, text, all ? "1" : "0"}, e);
     if (s->guest->life == LIFE_LEAVING)
         return DONE;
     int outcome =
@@ -141,13 +142,23 @@ static int send_signal(struct shim *s, struct session *session, int number, bool
     return outcome == FAILED ? DONE : outcome;
 }
 
+/* It ends as a process would that the signal ends. What failed before that stays the reason. */
+static void kill_starting(struct shim *s)
+{
+    struct guest *g = s->guest;
+    if (!g->adopting && !g->failure.code)
+        vmm_fail(&g->failure, 128 + s->start_signal, 0,
+                 "the workload was stopped while it was being started");
+    guest_give_up(s, "guest was ended before its new monitor reached it");
+}
+
 /* KILL inside, so that the guest still writes what it holds; then from outside. */
 static void kill_guest(struct shim *s)
 {
     struct guest *g = s->guest;
     struct vmm_error e;
     if (s->phase == PHASE_STARTING) {
-        guest_give_up(s, "guest was stopped before its workload ran");
+        kill_starting(s);
         return;
     }
     if (g->life == LIFE_LEAVING || g->life == LIFE_OFF)

@@ -61,7 +61,7 @@ static void exec_answered(struct shim *s, struct session *exec, struct client *c
     if (!exec->unwanted)
         return;
     snprintf(id, sizeof id, "%s", exec->id);
-    ask_guest_args(s, VMM_EXEC_SIGNAL, (struct asker){0}, 2, (const char *[]){id, "9"}, &e);
+    ask_guest_args(s, VMM_EXEC_SIGNAL, (struct asker){0}, 3, (const char *[]){id, "9", "1"}, &e);
 }
 
 static void resize_answered(struct shim *s, struct session *session)
@@ -88,7 +88,7 @@ static void succeeded(struct shim *s, struct ask ask, const struct vmm_args *arg
     bool starts = ask.type == VMM_LAUNCH || ask.type == VMM_EXEC;
     if (starts && !vmm_args_number(args, 0, 1, INT32_MAX, &pid)) {
         if (ask.type == VMM_EXEC)
-            exec_failed(s, ask.session, 125);
+            exec_failed(s, ask.session, 125, "the guest answered without a pid");
         if (c)
             client_refuse(c, channel, "the guest answered without a pid");
         guest_give_up(s, "guest answered without a pid");
@@ -114,7 +114,7 @@ static void refused(struct shim *s, struct ask ask, const struct vmm_args *args)
     if (ask.type == VMM_LAUNCH)
         guest_refused(s, &e);
     else if (ask.type == VMM_EXEC)
-        exec_failed(s, ask.session, e.code);
+        exec_failed(s, ask.session, e.code, e.message);
     else if (ask.type == VMM_RESIZE)
         resize_answered(s, ask.session);
     if (c)
@@ -212,8 +212,8 @@ static void listed(struct shim *s, const struct vmm_frame *frame)
     ask->overflow |= c && client_full(c);
     if (!c || ask->overflow)
         return;
-    tame_listing(s->guest->scratch, frame->payload, frame->length);
-    client_frame(c, ask->asker.channel, VMM_LISTING, s->guest->scratch, frame->length);
+    tame_listing(guest_scratch, frame->payload, frame->length);
+    client_frame(c, ask->asker.channel, VMM_LISTING, guest_scratch, frame->length);
 }
 
 static void greet(struct shim *s, const struct vmm_frame *frame, const struct vmm_args *args)

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+SCRATCH uint8_t guest_scratch[VMM_FRAME_MAX];
+
 /* With a terminal there is one output, and no terminal here: it is in the guest. */
 static int open_pipes(struct session *session, int ends[3], bool detached, struct vmm_error *e)
 {
@@ -138,15 +140,14 @@ static void in_ready(struct shim *s, void *object, short events)
     (void)events;
     if (!f || f->fd[0] < 0)
         return;
-    uint8_t *chunk = s->guest->scratch;
-    ssize_t n = read(f->fd[0], chunk, f->credit < CHUNK ? f->credit : CHUNK);
+    ssize_t n = read(f->fd[0], guest_scratch, f->credit < CHUNK ? f->credit : CHUNK);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n <= 0)
         vmm_close(&f->fd[0]);
     if (n > 0)
         f->credit -= (size_t)n;
-    channel_frame(s->guest, f->channel, VMM_STDIN, chunk, n > 0 ? (size_t)n : 0);
+    channel_frame(s->guest, f->channel, VMM_STDIN, guest_scratch, n > 0 ? (size_t)n : 0);
 }
 
 int flow_credit(struct session *session, int64_t bytes)

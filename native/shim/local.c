@@ -59,7 +59,10 @@ static int send_signal(struct shim *s, struct session *session, int number, bool
     (void)asker;
     if (pidfd < 0 || platform_kill(pidfd, number))
         return vmm_fail(e, 1, pidfd < 0 ? 0 : errno, "signal %d", number);
-    int failed = all ? vmm_launch_kill_all(s->launcher, number) : 0;
+    int failed = 0;
+    if (all)
+        failed = session ? platform_kill_group(session->pid, number)
+                         : vmm_launch_kill_all(s->launcher, number);
     if (!session && number == SIGKILL)
         thaw_killed(s);
     return failed ? FAILED : DONE;

@@ -14,7 +14,7 @@
 /* A line of LOG_LINE bytes, each escaped as \u00xx, and the rest of its record. */
 enum { RECORD_MAX = LOG_LINE * 6 + 128, BATCH = RECORD_MAX + CHUNK };
 
-static char batch_area[BATCH];
+static SCRATCH char batch_area[BATCH];
 static struct text batch = {.at = batch_area, .capacity = BATCH};
 
 static const char *const stream_names[] = {"stdout", "stderr"};

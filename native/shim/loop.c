@@ -83,6 +83,7 @@ static int timeout(const struct shim *s, int64_t now)
 {
     int64_t at = earlier(workload_deadline(s), clients_deadline(s));
     at = earlier(at, guest_deadline(s));
+    at = earlier(at, health_deadline(s));
     for (const struct session *exec = s->execs; exec; exec = exec->next)
         if (exec->ended)
             at = earlier(at, exec->drain_until);
@@ -92,7 +93,7 @@ static int timeout(const struct shim *s, int64_t now)
         at = earlier(at, now + SHORTAGE_MS);
     if (at == NEVER)
         return -1;
-    return at <= now ? 0 : (int)earlier(at - now, 60000);
+    return at <= now ? 0 : (int)earlier(at - now, INT32_MAX);
 }
 
 static void dispatch(struct shim *s)
@@ -113,6 +114,7 @@ static int wait_events(int limit)
         return n;
     log_release();
     streams_release();
+    platform_release_heap();
     platform_release_stack();
     return poll(round_.fds, round_.count, limit < 0 ? -1 : limit - QUIET_MS);
 }
@@ -133,6 +135,7 @@ void loop_run(struct shim *s)
         guest_tick(s, now);
         exec_tick(s, now);
         workload_tick(s, now);
+        health_tick(s, now);
         clients_sweep(s, now);
     }
 }

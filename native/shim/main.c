@@ -135,9 +135,6 @@ static int seal(char **argv, int report, struct vmm_error *e)
 /* A prepared shim's life. */
 static void live(struct shim *s)
 {
-    state_init(s);
-    if (!s->state.finished)
-        state_write(s);
     log_open(&s->log, s->config.log_path, s->config.log_max_size, s->config.log_max_files);
     init_workload(s);
     begin(s);
@@ -159,7 +156,8 @@ int main(int argc, char **argv)
     s.report_fd = descriptor(argc, argv, 2, REPORT_FD);
     int program = descriptor(argc, argv, 3, -1);
     if ((!vmm_program_sealed() && seal(argv, s.report_fd, &e)) ||
-        vmm_plan_read(argv[1], &s.plan, &e) || prepare(&s, program, &e)) {
+        vmm_plan_read(argv[1], &s.plan, &e) || prepare(&s, program, &e) ||
+        state_begin(&s, &e)) {
         report_error(s.report_fd >= 0 ? s.report_fd : 2, &e);
         return 125;
     }

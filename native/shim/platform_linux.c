@@ -71,6 +71,11 @@ int platform_kill(int pidfd, int signal)
     return (int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0);
 }
 
+int platform_kill_group(pid_t leader, int signal)
+{
+    return leader > 1 ? kill(-leader, signal) : -1;
+}
+
 /* unix(7), SO_PEERCRED: root or the shim's own user. */
 bool platform_peer_allowed(int fd)
 {
@@ -133,9 +138,17 @@ void platform_release(void *area, size_t size)
 /* The stack below this function was used by calls that have returned. */
 __attribute__((noinline)) void platform_release_stack(void)
 {
-    enum { DEPTH = 256 << 10, NEAR = 8 << 10 };
+    enum { DEPTH = 256 << 10, NEAR = 1 << 10 }; /* NEAR: what the calls in here take */
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
     platform_release((void *)(here - DEPTH), DEPTH - NEAR);
+}
+
+/* Free memory inside the heap, too. */
+void platform_release_heap(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 void platform_die_with_parent(void)

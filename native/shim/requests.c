@@ -52,20 +52,17 @@ static void start(struct shim *s, struct client *c, uint16_t channel, const stru
 {
     struct vmm_error e = {0};
     (void)args;
-    if (s->phase == PHASE_STARTING && s->config.adopt) { /* answered once it is taken over */
-        c->starts = c->awaits = true;
-        c->start_channel = channel;
+    if (s->phase == PHASE_RUNNING) {
+        client_ok_pid(c, channel, s->state.pid);
         return;
     }
-    if (s->phase != PHASE_WAITING && s->phase != PHASE_RESTARTING) {
-        client_refuse(c, channel, s->phase == PHASE_ENDING     ? "the workload has ended"
-                                  : s->phase == PHASE_STARTING ? "the workload is being started"
-                                                               : "the workload is running already");
+    if (s->phase == PHASE_DRAINING || s->phase == PHASE_ENDING) {
+        client_refuse(c, channel, "the workload has ended");
         return;
     }
     c->starts = c->awaits = true;
     c->start_channel = channel;
-    if (workload_start(s, &e) == FAILED)
+    if (s->phase != PHASE_STARTING && workload_start(s, &e) == FAILED)
         start_failed(s, &e);
 }
 

@@ -8,6 +8,7 @@
 #include "../lib/launch.h"
 #include "../lib/proto.h"
 #include "../lib/buffer.h"
+#include "health.h"
 #include "log.h"
 
 #include <poll.h>
@@ -30,6 +31,8 @@ enum {
 };
 
 #define NEVER INT64_MAX
+/* What is given back whole with platform_release(): it shares its first page with nothing that stays. */
+#define SCRATCH _Alignas(4096)
 
 /* What a driver's function returns: an error was filled in; done; the answer comes later. */
 enum outcome { FAILED = -1, DONE = 0, LATER = 1 };
@@ -53,6 +56,7 @@ struct config {
     gid_t channel_gid;
     int64_t boot_ms, answer_ms;
     bool adopt;
+    struct health_config health;
     int *helper_fds;
     size_t helper_fd_count;
     uid_t uid; /* of the workload's process, owner of its pipes */
@@ -72,6 +76,8 @@ struct state {
     bool oom_killed, manual_stop;
     char error[768];
     int64_t created, started, finished;
+    const char *health; /* NULL: nothing is probed */
+    int64_t failing_streak;
 };
 
 /* A process and our ends of its streams: the workload, or an exec instance. */
@@ -94,6 +100,7 @@ struct session {
     struct flow *flow;   /* between these streams and a guest's channel */
     bool starting;       /* an exec the guest was asked for; it has no pid yet */
     bool unwanted;       /* and nobody waits for it any more */
+    bool probe;          /* of the health check: known to the shim alone */
 };
 
 struct attachment {
@@ -141,7 +148,8 @@ struct driver {
     int (*start)(struct shim *s, struct vmm_error *e);
     int (*exec)(struct shim *s, struct session *exec, const struct vmm_args *args,
                 const struct vmm_records *ops, struct asker asker, struct vmm_error *e);
-    /* `all`: every process of the workload. `exec` is its session to be signalled, or NULL. */
+    /* `all`: every process of the workload. `exec` is its session to be signalled, or NULL; of it `all` is the
+     * process group. */
     int (*signal)(struct shim *s, struct session *exec, int number, bool all, struct asker asker,
                   struct vmm_error *e);
     int (*pause)(struct shim *s, bool pause, struct asker asker, struct vmm_error *e);
@@ -174,6 +182,7 @@ struct shim {
     struct client *clients;
     unsigned client_count;
     struct log log;
+    struct health health;
     enum phase phase;
     int listen_fd, signal_fd, report_fd;
     pid_t helper;
@@ -183,6 +192,7 @@ struct shim {
     bool first_start; /* the start under way is not a restart */
     bool paused;
     int manual_signal;
+    int start_signal; /* what ended the start under way; 0: nothing did */
     int64_t launched_at; /* as now_ms() */
     int64_t accept_at; /* not before: descriptors or memory were short */
     int64_t manual_until, stop_at, restart_at, backoff_ms, abandoned_at, ending_until;
@@ -236,9 +246,12 @@ int reaper_start(struct shim *s);
 /* exec.c */
 int exec_start(struct shim *s, const struct vmm_args *args, struct asker asker,
                struct session **out, struct vmm_error *e);
+/* A probe of the health check. */
+int exec_probe(struct shim *s, const char *id, const char *operations, size_t size,
+               struct session **out, struct vmm_error *e);
 void exec_started(struct shim *s, struct session *exec, pid_t pid);
 /* The guest refused it: forget it. */
-void exec_failed(struct shim *s, struct session *exec, int code);
+void exec_failed(struct shim *s, struct session *exec, int code, const char *why);
 void exec_abandon(struct shim *s, struct session *exec);
 struct session *exec_find(struct shim *s, const char *id);
 void exec_exited(struct shim *s, struct session *exec, int code, int signal);
@@ -290,9 +303,10 @@ void session_exit(struct shim *s, struct session *session);
 void request_handle(struct shim *s, struct client *c, const struct vmm_frame *frame);
 
 /* state.c */
-void state_init(struct shim *s);
+int state_begin(struct shim *s, struct vmm_error *e);
 size_t state_text(const struct shim *s, char *out, size_t size);
 void state_write(struct shim *s);
+int state_replace(const char *path, const char *data, size_t size, bool durable);
 void exec_state_write(const struct shim *s, const struct session *exec);
 
 /* events.c; `extra` is "key", "value" pairs ending with NULL */
@@ -305,6 +319,8 @@ uint64_t platform_process_start(pid_t pid);
 /* -1 with errno; close-on-exec. */
 int platform_pidfd(pid_t pid);
 int platform_kill(int pidfd, int signal);
+/* The group led by a child that was not reaped yet. */
+int platform_kill_group(pid_t leader, int signal);
 bool platform_peer_allowed(int fd);
 bool platform_delivered(int fd);
 int platform_seal(struct vmm_error *e);
@@ -312,6 +328,7 @@ int platform_tty_slave(int master);
 void platform_harden(void);
 void platform_release(void *area, size_t size);
 void platform_release_stack(void);
+void platform_release_heap(void);
 void platform_die_with_parent(void);
 
 #endif

@@ -31,6 +31,17 @@ static void read_running(struct shim *s, const char *text)
     state->status = strstr(text, "\"status\":\"paused\"") ? "paused" : "running";
 }
 
+/* A state of an earlier run holds until the next one. */
+static const char *read_health(const char *text)
+{
+    static const char *const known[] = {"starting", "healthy", "unhealthy"};
+    const char *at = strstr(text, "\"health\":\"");
+    for (size_t i = 0; at && i < sizeof known / sizeof *known; i++)
+        if (!strncmp(at + strlen("\"health\":\""), known[i], strlen(known[i])))
+            return known[i];
+    return NULL;
+}
+
 /* What an earlier run left: when the workload was created, when it last ended. */
 static void read_former(struct shim *s)
 {
@@ -44,11 +55,13 @@ static void read_former(struct shim *s)
     s->state.started = number_of(text, "\"started\":");
     s->state.finished = number_of(text, "\"finished\":");
     s->state.exit_code = number_of(text, "\"exit_code\":");
+    s->state.health = read_health(text);
+    s->state.failing_streak = number_of(text, "\"failing_streak\":");
     if (s->config.adopt)
         read_running(s, text);
 }
 
-void state_init(struct shim *s)
+static void state_init(struct shim *s)
 {
     s->state = (struct state){.status = "created", .shim_start = platform_process_start(getpid())};
     read_former(s);
@@ -77,6 +90,8 @@ size_t state_text(const struct shim *s, char *out, size_t size)
     text_json(&t, state->error, strlen(state->error));
     text_format(&t, ",\"created\":%lld,\"started\":%lld,\"finished\":%lld", (long long)state->created,
                 (long long)state->started, (long long)state->finished);
+    text_format(&t, ",\"health\":\"%s\",\"failing_streak\":%lld",
+                state->health ? state->health : "", (long long)state->failing_streak);
     text_format(&t, ",\"restart_count\":%lld,\"manual_stop\":%s}\n", (long long)state->restart_count,
                 boolean(state->manual_stop));
     return t.full ? 0 : t.size;
@@ -97,7 +112,7 @@ static int write_all(int fd, const char *data, size_t size)
 }
 
 /* Replace `path`: temporary file, fsync if `durable`, rename. */
-static int replace(const char *path, const char *data, size_t size, bool durable)
+int state_replace(const char *path, const char *data, size_t size, bool durable)
 {
     char temporary[4200];
     int length = snprintf(temporary, sizeof temporary, "%s.tmp", path);
@@ -127,19 +142,38 @@ static int overwrite(const char *path, char *text, size_t size)
     return pwrite(fd, text, padded, 0) == (ssize_t)padded ? 0 : -1;
 }
 
-void state_write(struct shim *s)
+static int write_state(const struct shim *s)
 {
     char text[STATE_MAX];
     size_t size = state_text(s, text, sizeof text);
     bool ran = strcmp(s->state.status, "created") != 0; /* before that, nothing would be lost */
-    if (size && replace(s->config.state_path, text, size, ran || s->state.manual_stop))
-        overwrite(s->config.state_path, text, size);
+    if (!size || !state_replace(s->config.state_path, text, size, ran || s->state.manual_stop))
+        return 0;
+    int reason = errno;
+    if (!overwrite(s->config.state_path, text, size))
+        return 0;
+    errno = reason;
+    return -1;
+}
+
+void state_write(struct shim *s)
+{
+    write_state(s);
+}
+
+/* Nothing is started without a file that later states can be written over, whatever fills the disk. */
+int state_begin(struct shim *s, struct vmm_error *e)
+{
+    state_init(s);
+    if (!s->state.finished && write_state(s))
+        return vmm_fail(e, 125, errno, "cannot write %s", s->config.state_path);
+    return 0;
 }
 
 void exec_state_write(const struct shim *s, const struct session *exec)
 {
     char path[4200], area[512];
-    if (!s->config.exec_dir)
+    if (!s->config.exec_dir || exec->probe)
         return;
     int length = snprintf(path, sizeof path, "%s/%s.json", s->config.exec_dir, exec->id);
     if (length < 0 || (size_t)length >= sizeof path)
@@ -150,5 +184,5 @@ void exec_state_write(const struct shim *s, const struct session *exec)
                 (unsigned long long)exec->pid_start, exec->exit_code);
     text_format(&t, ",\"started\":%lld,\"finished\":%lld}\n", (long long)exec->started,
                 (long long)exec->finished);
-    replace(path, area, t.size, false);
+    state_replace(path, area, t.size, false);
 }

@@ -1,4 +1,5 @@
 /* The standard streams of a process: pipes or a terminal's master, never blocking. */
+#include "guest.h"
 #include "shim.h"
 
 #include <errno.h>
@@ -6,7 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-static uint8_t chunk[CHUNK];
+static SCRATCH uint8_t chunk[CHUNK];
 
 /* A pipe whose `ours` end does not block. Its owner is the process's user, which may then open
  * /dev/stdout again, as it may under other container managers. */
@@ -96,6 +97,7 @@ static void forward(struct shim *s, struct session *session, int *fd, int stream
     if (n > 0) {
         if (!session->is_exec)
             log_write(&s->log, stream, chunk, (size_t)n);
+        health_output(s, session, chunk, (size_t)n);
         session_output(s, session, stream ? VMM_STDERR : VMM_STDOUT, chunk, (size_t)n);
         return;
     }
@@ -216,6 +218,7 @@ bool streams_drained(const struct session *session, int64_t now)
 void streams_release(void)
 {
     platform_release(chunk, sizeof chunk);
+    platform_release(guest_scratch, sizeof guest_scratch);
 }
 
 void streams_resize(struct session *session, unsigned short rows, unsigned short columns)

@@ -20,6 +20,7 @@ static void record_start(struct shim *s, pid_t pid, uint64_t pid_start)
     state->exit_code = state->signal = 0;
     state->oom_killed = state->manual_stop = false;
     state->error[0] = 0;
+    health_started(s);
     state_write(s);
 }
 
@@ -44,6 +45,7 @@ void workload_started(struct shim *s, pid_t pid, uint64_t pid_start)
 void workload_adopted(struct shim *s)
 {
     s->state.status = "running";
+    health_adopted(s);
     state_write(s);
     run(s);
 }
@@ -58,6 +60,7 @@ int workload_start(struct shim *s, struct vmm_error *e)
         return FAILED;
     s->restart_at = NEVER;
     s->stopping = false;
+    s->start_signal = 0;
     if (outcome == LATER)
         s->phase = PHASE_STARTING;
     else
@@ -101,6 +104,17 @@ static void answer_next(struct shim *s)
         }
 }
 
+static void emit_end(const struct shim *s)
+{
+    char code[24];
+    if (s->state.oom_killed)
+        event(s, "oom", NULL);
+    snprintf(code, sizeof code, "%lld", (long long)s->state.exit_code);
+    event(s, "die", (const char *[]){"exitCode", code, NULL});
+    if (s->stopping)
+        event(s, "stop", NULL);
+}
+
 /* An end was recorded in s->state: restart, or end for good. */
 static void after_end(struct shim *s, int64_t ran_ms)
 {
@@ -115,20 +129,27 @@ static void after_end(struct shim *s, int64_t ran_ms)
         ending_begin(s);
 }
 
-/* The first one: the workload stays as it was, with the error; the shim ends. A restart: as an end. */
+/* The first one: the workload stays as it was, with the error; the shim ends. A restart, or one that was
+ * stopped on purpose (code 128 and the signal): as an end. */
 void workload_start_failed(struct shim *s, const struct vmm_error *e)
 {
-    bool told = starters_refuse(s, e);
-    s->state.exit_code = e->code;
-    snprintf(s->state.error, sizeof s->state.error, "%s", e->message);
-    if (!s->first_start) {
-        s->state.finished = now_ns();
-        after_end(s, 0);
+    struct state *state = &s->state;
+    bool stopped = e->code > 128, told = starters_refuse(s, e);
+    state->exit_code = e->code;
+    snprintf(state->error, sizeof state->error, "%s", e->message);
+    s->answered = told && s->first_start;
+    if (s->first_start && !stopped) {
+        state_write(s);
+        ending_begin(s);
         return;
     }
-    s->answered = told;
-    state_write(s);
-    ending_begin(s);
+    state->finished = now_ns();
+    if (stopped) {
+        state->started = state->finished;
+        state->signal = e->code - 128;
+        emit_end(s);
+    }
+    after_end(s, 0);
 }
 
 static void restart(struct shim *s)
@@ -148,6 +169,7 @@ void workload_exited(struct shim *s, int code, int signal)
     s->state.oom_killed = s->driver->ended(s);
     s->state.pid = 0;
     s->state.pid_start = 0;
+    health_stopped(s);
     s->paused = false;
     w->pid = 0;
     vmm_close(&w->pidfd);
@@ -157,17 +179,6 @@ void workload_exited(struct shim *s, int code, int signal)
     if (s->manual_signal && (signal == s->manual_signal || now_ms() < s->manual_until))
         s->state.manual_stop = true;
     s->manual_signal = 0;
-}
-
-static void emit_end(const struct shim *s)
-{
-    char code[24];
-    if (s->state.oom_killed)
-        event(s, "oom", NULL);
-    snprintf(code, sizeof code, "%lld", (long long)s->state.exit_code);
-    event(s, "die", (const char *[]){"exitCode", code, NULL});
-    if (s->stopping)
-        event(s, "stop", NULL);
 }
 
 static void finish(struct shim *s)
@@ -203,6 +214,15 @@ static void stop_idle(struct shim *s)
     ending_begin(s);
 }
 
+/* Nothing is there yet that could take the signal. */
+static void stop_starting(struct shim *s, int signal)
+{
+    s->stopping = true;
+    s->start_signal = signal;
+    emit_kill(s, signal);
+    kill_now(s);
+}
+
 /* Signal, then KILL after `timeout_ms` (-1: never, 0: at once). That it was asked for by hand is on
  * disk before the signal is sent. */
 void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
@@ -218,11 +238,13 @@ void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
     }
     if (manual)
         state_write(s);
+    if (timeout_ms == 0)
+        signal = SIGKILL;
     if (s->phase == PHASE_STARTING)
-        kill_now(s);
+        stop_starting(s, signal);
     if (s->phase != PHASE_RUNNING)
         return;
-    emit_kill(s, timeout_ms == 0 ? SIGKILL : signal);
+    emit_kill(s, signal);
     if (timeout_ms == 0) {
         kill_now(s);
         return;
@@ -234,14 +256,21 @@ void workload_stop(struct shim *s, int signal, int64_t timeout_ms, bool manual)
     s->stop_at = at < s->stop_at ? at : s->stop_at;
 }
 
-/* A signal may come while a guest boots: the one that nothing survives. */
-static int signal_starting(struct shim *s, int signal, struct vmm_error *e)
+static bool asks_to_end(int signal)
 {
-    if (s->phase != PHASE_STARTING || signal != SIGKILL)
-        return vmm_fail(e, 1, 0, s->phase == PHASE_STARTING ? "the workload is still starting"
-                                                            : "the workload is not running");
-    s->stopping = true;
-    kill_now(s);
+    return signal == SIGHUP || signal == SIGINT || signal == SIGQUIT || signal == SIGTERM ||
+           signal == SIGKILL;
+}
+
+/* A signal may come while a guest boots: one that asks it to end. */
+static int signal_starting(struct shim *s, int signal, bool manual, struct vmm_error *e)
+{
+    if (s->phase != PHASE_STARTING)
+        return vmm_fail(e, 1, 0, "the workload is not running");
+    if (!asks_to_end(signal))
+        return vmm_fail(e, 1, 0, "the workload is still being started");
+    s->state.manual_stop |= manual;
+    stop_starting(s, signal);
     return DONE;
 }
 
@@ -249,7 +278,7 @@ int workload_signal(struct shim *s, int signal, bool all, bool manual, struct as
                     struct vmm_error *e)
 {
     if (s->phase != PHASE_RUNNING)
-        return signal_starting(s, signal, e);
+        return signal_starting(s, signal, manual, e);
     if (manual && signal == SIGKILL) {
         s->state.manual_stop = true;
         state_write(s);
@@ -267,6 +296,10 @@ void workload_paused(struct shim *s, bool paused)
         return;
     s->paused = paused;
     s->state.status = paused ? "paused" : "running";
+    if (paused)
+        health_stopped(s);
+    else
+        health_resumed(s);
     state_write(s);
     event(s, paused ? "pause" : "unpause", NULL);
 }

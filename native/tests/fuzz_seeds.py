@@ -21,14 +21,15 @@ from vmm.model.launch import encode_ops, op  # noqa: E402
 def plans(work: Path) -> list[bytes]:
     (work / "lab").mkdir(parents=True)
     (work / "case").mkdir()
-    helper = (
+    shim = (
         op("helper", "/bin/relay", "5,tcp,10.0.0.2,80,serve"),
         op("helper-fds", 5, 6),
         op("restart", "on-failure", 3),
         op("stop", 15, 10000),
+        op("health", "/l", 30000, 30000, 0, 5000, 3, "30s", command("true")),
         op("reaper", "/bin/vmm", "system", "reap", "c0ffee"),
     )
-    lab = Lab(work / "lab", Path("/"), Path("/")).plan("sleep", "60", shim=helper)
+    lab = Lab(work / "lab", Path("/"), Path("/")).plan("sleep", "60", shim=shim)
     case = Case(work / "case", Path("/"))
     case.host = [
         op("cgroup.make", "/sys/fs/cgroup/memory/vmm/a"),
@@ -158,7 +159,7 @@ def lives() -> list[bytes]:
         ask(f.FILE, "/etc/hosts", "x"),
         ask(f.SIGNAL, 10, 0),
         ask(f.RESIZE, 24, 80),
-        ask(f.EXEC_SIGNAL, "e1", 9),
+        ask(f.EXEC_SIGNAL, "e1", 9, 1),
     )
     typed = send(f.encode(f.STDIN, b"typed" * 2000))
     ends = act(Act.END, 0, 6)

@@ -16,7 +16,7 @@ import subprocess
 import termios
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.instance import Instance, until
 
@@ -320,12 +320,50 @@ def stop_and_start(s: Stage) -> None:
     s.vmm.run("rm", name)
 
 
+def copy_while_off(s: Stage) -> None:
+    name, note = f"off-{s.backend}", s.files / "note"
+    note.write_text("carried in\n")
+    script = "cat /note; cp /note /answer; mkdir /work/d; echo kept >/work/d/file"
+    volume = f"{s.volume}:/work"
+    s.vmm.run(
+        "create", "--backend", s.backend, "--name", name, "--network", "none", "-v", volume,
+        "busybox", "sh", "-c", script,
+    )  # fmt: skip
+    s.vmm.run("cp", str(note), f"{name}:/")
+    assert s.vmm.out("start", "-a", name) == "carried in"
+    s.vmm.run("cp", f"{name}:/answer", str(s.files / "answer"))
+    assert (s.files / "answer").read_text() == "carried in\n"
+    s.vmm.run("cp", f"{name}:/work/d", str(s.files))
+    assert (s.files / "d/file").read_text() == "kept\n"
+    s.vmm.run("rm", name)
+
+
 def restart_policy(s: Stage) -> None:
     name = f"again-{s.backend}"
     s.start(name, "--network", "none", "--restart", "on-failure:1", "busybox", "false")
     assert s.vmm.out("wait", name) == "1"
     assert s.vmm.inspect(name)["RestartCount"] == 1
     s.vmm.run("rm", name)
+
+
+def health(s: Stage) -> None:
+    name = f"health-{s.backend}"
+    s.start(
+        name, "--health-cmd", "echo looked; test -e /tmp/well", "--health-interval", "200ms",
+        "--health-retries", "2", "--network", "none", "busybox", "sleep", "1000",
+    )  # fmt: skip
+
+    def found() -> dict[str, Any]:
+        state: dict[str, Any] = s.vmm.inspect(name)["State"]["Health"]
+        return state
+
+    until(lambda: found()["Status"] == "unhealthy")
+    last = found()["Log"][-1]
+    assert (last["ExitCode"], last["Output"]) == (1, "looked\n")
+    assert s.vmm.run("exec", name, "touch", "/tmp/well").returncode == 0
+    until(lambda: found()["Status"] == "healthy")
+    assert "(healthy)" in s.vmm.out("ps", "--filter", f"name={name}", "--filter", "health=healthy")
+    s.vmm.run("rm", "-f", name)
 
 
 def own_init(s: Stage) -> None:
@@ -399,7 +437,9 @@ OWN = (
     Case("a terminal", terminal, "vmm run -it"),
     Case("read-only root, user of the image", read_only, "--read-only -u"),
     Case("stop with grace, wait, start again with its files, kill", stop_and_start, "vmm stop"),
+    Case("copying files in and out while it is off", copy_while_off, "vmm cp"),
     Case("restart policies", restart_policy, "--restart on-failure:1"),
+    Case("health checks", health, "--health-cmd"),
     Case("an init that reaps", own_init, "--init"),
     Case("privileged", privileged, "--privileged"),
     Case("CPUs", cpus, "--cpus"),

@@ -191,8 +191,7 @@ def test_metadata_travels_with_the_workload(vmm: Instance) -> None:
     assert vmm.out("meta", "get", "meta", "site") == "hall 3"
     assert "owner" in vmm.out("meta", "ls", "meta")
     vmm.run("meta", "rm", "meta", "owner")
-    (vmm.root / "index.db").unlink()
-    for journal in ("index.db-wal", "index.db-shm"):
-        (vmm.root / journal).unlink(missing_ok=True)
+    for name in ("index.db", "index.db-journal"):
+        (vmm.root / name).unlink()
     assert vmm.out("meta", "get", "meta", "note") == "tab\tand\nline"
     assert vmm.run("meta", "get", "meta", "owner", check=False).returncode == 1

@@ -68,6 +68,45 @@ class CreateOptions(Options):
         Texts,
         typer.Option("--env-file", metavar="list", help="Read in a file of environment variables"),
     ] = None
+    health_cmd: Annotated[
+        str, typer.Option("--health-cmd", help="Command to run to check health")
+    ] = ""
+    health_interval: Annotated[
+        str | None,
+        typer.Option(
+            "--health-interval", metavar="duration", help="Time between checks (default 30s)"
+        ),
+    ] = None
+    health_retries: Annotated[
+        str | None,
+        typer.Option(
+            "--health-retries",
+            metavar="int",
+            help="Consecutive failures needed to report unhealthy (default 3)",
+        ),
+    ] = None
+    health_start_interval: Annotated[
+        str | None,
+        typer.Option(
+            "--health-start-interval",
+            metavar="duration",
+            help="Time between checks during the start period (default 5s)",
+        ),
+    ] = None
+    health_start_period: Annotated[
+        str | None,
+        typer.Option(
+            "--health-start-period",
+            metavar="duration",
+            help="Time to initialize before failures count (default 0s)",
+        ),
+    ] = None
+    health_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--health-timeout", metavar="duration", help="Longest time of one check (default 30s)"
+        ),
+    ] = None
     hostname: Annotated[
         str, typer.Option("--hostname", "-h", help="Host name (with its domain, if any)")
     ] = ""
@@ -108,6 +147,9 @@ class CreateOptions(Options):
         str,
         typer.Option("--network", "--net", help="Network: bridge, none, host (default bridge)"),
     ] = "bridge"
+    no_healthcheck: Annotated[
+        bool, typer.Option("--no-healthcheck", help="Disable any HEALTHCHECK of the image")
+    ] = False
     pids_limit: Annotated[
         str | None,
         typer.Option("--pids-limit", metavar="int", help="Limit of processes; -1: unlimited"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 _USE_CPUS = "use --cpus"
 _USE_MEMORY = "use --memory and --memory-swap"
-_HEALTH = "health checks are not run yet; the image's HEALTHCHECK is kept"
 _NET = "workloads join one network: bridge, none or host"
 _NS = "each workload has namespaces of its own"
 _FETCH = "nothing is fetched; get images by vmm image bootstrap, vmm image import or vmm build"
@@ -35,12 +34,6 @@ _CREATE = {
     "--expose": "use -p, or EXPOSE in the Dockerfile",
     "--gpus": "GPUs are not supported; pass device nodes with --device",
     "--group-add": "supplementary groups come from the image's /etc/group",
-    "--health-cmd": _HEALTH,
-    "--health-interval": _HEALTH,
-    "--health-retries": _HEALTH,
-    "--health-start-interval": _HEALTH,
-    "--health-start-period": _HEALTH,
-    "--health-timeout": _HEALTH,
     "--ip": "addresses are chosen by vmm; reach a workload by its name",
     "--ip6": "workloads have IPv4 addresses only",
     "--ipc": _NS,
@@ -53,7 +46,6 @@ _CREATE = {
     "--memory-swappiness": _USE_MEMORY,
     "--net-alias": _NET,
     "--network-alias": _NET,
-    "--no-healthcheck": _HEALTH,
     "--oom-kill-disable": _USE_MEMORY,
     "--oom-score-adj": "the score is the host's default",
     "--pid": _NS,

@@ -10,7 +10,7 @@ from vmm.cli.create_options import CreateOptions, Texts
 from vmm.model import mounts, options, ports
 from vmm.model.errors import UsageError
 from vmm.model.request import CreateRequest
-from vmm.model.spec import Log, Mount, Resources, Security
+from vmm.model.spec import Health, Log, Mount, Resources, Security
 
 T = TypeVar("T")
 #: Largest file of options (environment, labels, seccomp profile) that is read.
@@ -66,6 +66,7 @@ def build(image: str, command: Iterable[str], given: CreateOptions, log: Log) ->
         resources=_resources(given),
         security=_security(given),
         restart=restart,
+        health=_health(given),
         log=options.log(given.log_driver, given.log_opt or (), log),
         labels=_labels(given),
         metadata=options.metadata(given.meta or ()),
@@ -138,6 +139,28 @@ def _security(given: CreateOptions) -> Security:
         seccomp=seccomp,
         unmask=chosen.unmask,
     )
+
+
+def _health(given: CreateOptions) -> Health | None:
+    """None when no option says anything (docker-run(1), ``--health-cmd`` and the others)."""
+    asked = Health(
+        test=("CMD-SHELL", given.health_cmd) if given.health_cmd else (),
+        interval=_time("--health-interval", given.health_interval),
+        timeout=_time("--health-timeout", given.health_timeout),
+        start_period=_time("--health-start-period", given.health_start_period),
+        start_interval=_time("--health-start-interval", given.health_start_interval),
+        retries=whole("--health-retries", given.health_retries, low=0, high=2**31 - 1) or 0,
+    )
+    if not given.no_healthcheck:
+        return None if asked == Health() else asked
+    if asked != Health():
+        raise UsageError("--no-healthcheck conflicts with --health-* options", "drop one of them")
+    return Health(test=("NONE",))
+
+
+def _time(flag: str, text: str | None) -> int:
+    """Nanoseconds of a health option; 0 when it was not given, or is 0."""
+    return one(flag, text, options.probe_time) or 0
 
 
 def _labels(given: CreateOptions) -> dict[str, str]:

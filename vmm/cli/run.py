@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from vmm.cli import context, streams
 from vmm.cli.create_options import CreateOptions, RunOptions
 from vmm.cli.output import line
 from vmm.model.errors import LaunchError, ShimLost, UsageError, VmmError
+
+if TYPE_CHECKING:
+    from vmm.engine.sessions import Session
 
 Image = Annotated[str, typer.Argument(metavar="IMAGE")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND] [ARG...]")]
@@ -47,30 +50,45 @@ def run(image: Image, options: RunOptions, command: Words = None) -> int:
             spec.id, start=True, stdin="stdin" in attached, size=streams.size(tty=options.tty)
         )
     except BaseException as error:
-        if options.rm or _refused(error):
-            with contextlib.suppress(VmmError):
-                engine.remove(spec.id, force=True, volumes=True)
+        _discard(spec.id, options, error)
         raise
-    code = streams.pump(
-        session,
-        tty=options.tty,
-        wanted=attached,
-        detach_keys=options.detach_keys,
-        proxy_signals=options.sig_proxy and not options.tty,
-    )
+    code = _pump(session, attached, options)
     if code is None:
         return 0
     engine.finish(spec.id)
     return code
 
 
+def _pump(session: Session, attached: set[str], options: RunOptions) -> int | None:
+    """The streams until the end; the start may fail meanwhile."""
+    try:
+        return streams.pump(
+            session,
+            tty=options.tty,
+            wanted=attached,
+            detach_keys=options.detach_keys,
+            proxy_signals=options.sig_proxy and not options.tty,
+        )
+    except LaunchError as error:
+        _discard(session.spec.id, options, error)
+        raise
+
+
+def _discard(workload: str, options: RunOptions, error: BaseException) -> None:
+    """Remove what did not start, if it is not to be kept."""
+    if options.rm or _refused(error):
+        with contextlib.suppress(VmmError):
+            context.engine().remove(workload, force=True, volumes=True)
+
+
 def _refused(error: BaseException) -> bool:
     """Whether nothing was started, as for a port in use: the workload is then not kept.
 
-    One whose command could not be executed stays, as Docker's does, for inspection.
+    One whose command could not be executed stays, as Docker's does, for inspection; so does one
+    that was stopped on purpose while it was being started.
     """
     if isinstance(error, LaunchError):
-        return error.exit_code not in (126, 127)
+        return error.exit_code == LaunchError.REFUSED
     return isinstance(error, VmmError) and not isinstance(error, ShimLost)
 
 

@@ -56,6 +56,7 @@ def pump(
             exec_id=session.exec_id,
             detach_keys=keys,
             proxy_signals=proxy_signals,
+            starting=session.starting,
         )
     finally:
         os.close(null)

@@ -224,8 +224,22 @@ class Control:
 
     def start(self) -> int:
         """Start the workload; its pid (a guest's: the hypervisor's) once execve(2) succeeded.
-        Raises LaunchError."""
+        Raises LaunchError, with the code 128 + n when it was stopped by a signal meanwhile."""
         return int(self._request(frames.START, timeout=START_TIMEOUT)[0])
+
+    def begin_start(self) -> None:
+        """Ask for the start without waiting for it: ``start_answer()``, and nothing else, follows
+        on this connection."""
+        self.send(frames.START)
+
+    def start_answer(self, timeout: float) -> int | None:
+        """What ``start()`` returns or raises; None if it has not come after ``timeout`` seconds."""
+        frame = self.next_frame(timeout)
+        if frame is None:
+            return None
+        if frame.type == frames.ERROR:
+            raise refusal(frame)
+        return int(decode_args(frame.payload)[0])
 
     def signal(self, number: int, *, all: bool = False, manual: bool = False) -> None:
         """Signal pid 1, or every process; ``manual``: when it ends, no restart follows."""

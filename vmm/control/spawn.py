@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Sequence
 from time import monotonic
 
 from vmm.model.errors import HostError, LaunchError
+from vmm.ports.space import exhausted
 
 #: Seconds a shim may take to set itself up.
 READY_TIMEOUT = 30.0
@@ -32,7 +34,9 @@ def spawn_shim(
         os.close(reader)
     _, status = os.waitpid(pid, 0)
     if line != "ready":
-        raise launch_error(line, os.waitstatus_to_exitcode(status))
+        error = launch_error(line, os.waitstatus_to_exitcode(status))
+        full = exhausted(plan_path) if os.strerror(errno.ENOSPC) in error.message else None
+        raise full or error
 
 
 def _spawn(program: str, plan: str, report: int, fds: Sequence[int]) -> int:

@@ -8,11 +8,15 @@ import os
 import select
 import signal
 import stat
+from typing import TYPE_CHECKING
 
 from vmm.control import frames
 from vmm.control.client import Control, parse_exit
 from vmm.control.frames import Frame, encode_args
 from vmm.model.errors import HostError, ShimLost, UsageError, VmmError
+
+if TYPE_CHECKING:
+    from vmm.control.starting import Starting
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
 #: A pipe that poll(2) calls writable takes this much without blocking (pipe(7), PIPE_BUF).
@@ -21,6 +25,8 @@ _FILE_CHUNK = 1 << 16
 #: Bytes kept for a local reader before the shim is no longer read.
 _HELD_MAX = 1 << 18
 _READ = 1 << 15
+#: Seconds for the answer to a start when the end is told already; it was sent before.
+_TOLD = 1.0
 
 _PROXIED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
 _FATAL = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM")
@@ -191,6 +197,7 @@ class _Pump:
         sinks: dict[int, _Sink],
         tty: bool,
         keys: bytes,
+        starting: Starting | None,
     ) -> None:
         self._control = control
         self._channel = channel
@@ -199,6 +206,7 @@ class _Pump:
         self._sinks = sinks
         self._tty = tty
         self._detector = Detector(keys)
+        self._starting = starting
 
     def run(self, signals: _Signals, raw: RawMode) -> int | None:
         try:
@@ -210,6 +218,7 @@ class _Pump:
                         self._on_signals(signals.read(), raw)
                     elif fd == self._stdin:
                         self._read_stdin()
+                self._check_start()
                 self._write()
                 self._control.flush()
         except _Ended as end:
@@ -222,6 +231,8 @@ class _Pump:
     def _poll(self, signal_fd: int) -> list[tuple[int, int]]:
         poller = select.poll()
         poller.register(signal_fd, select.POLLIN)
+        if self._starting:
+            poller.register(self._starting.fileno(), select.POLLIN)
         sending = select.POLLOUT if self._control.unsent else 0
         reading = 0 if self._held() >= _HELD_MAX else select.POLLIN
         if sending | reading:
@@ -232,6 +243,11 @@ class _Pump:
             if sink.held:
                 poller.register(sink.fd, select.POLLOUT)
         return poller.poll()
+
+    def _check_start(self, timeout: float = 0) -> None:
+        """Raises LaunchError when the start has failed."""
+        if self._starting and self._starting.answered(timeout):
+            self._starting = None
 
     def _held(self) -> int:
         return sum(len(sink.held) for sink in self._sinks.values())
@@ -248,6 +264,7 @@ class _Pump:
         if frame.type in self._sinks:
             self._sinks[frame.type].add(frame.payload)
         elif frame.type == frames.EXIT:
+            self._check_start(_TOLD)  # of a start that failed both tell: its error says more
             raise _Ended(parse_exit(frame).code)
 
     def _write(self) -> None:
@@ -341,26 +358,33 @@ def pump(
     exec_id: str = "",
     detach_keys: str = DETACH_KEYS,
     proxy_signals: bool = False,
+    starting: Starting | None = None,
 ) -> int | None:
     """Carry the streams of an attached ``channel`` until its EXIT frame; the exit code, or None
     when the detach keys were typed.
 
     For the workload (channel 0) the caller asked for the exit with ``expect_exit()``. With
     ``tty`` the local terminal is raw meanwhile and its size is kept up to date; without,
-    ``proxy_signals`` passes signals on. Raises ShimLost when the shim goes away, BrokenPipeError
-    when the reader of ``stdout_fd`` does, HostError when all went well but for output that could
-    not be written.
+    ``proxy_signals`` passes signals on. ``starting`` is the workload's start if that is under way:
+    it goes on when the session ends before. Raises LaunchError when it fails, ShimLost when the
+    shim goes away, BrokenPipeError when the reader of ``stdout_fd`` does, HostError when all went
+    well but for output that could not be written.
     """
-    keys = parse_detach_keys(detach_keys)
     sinks = {frames.STDOUT: _Sink(stdout_fd), frames.STDERR: _Sink(stderr_fd)}
-    session = _Pump(control, channel, exec_id, stdin_fd, sinks, tty, keys)
     wanted = (*_FATAL, "SIGWINCH", "SIGCONT") if tty else _PROXIED if proxy_signals else ()
     try:
+        keys = parse_detach_keys(detach_keys)
+        session = _Pump(control, channel, exec_id, stdin_fd, sinks, tty, keys, starting)
         with _Signals(wanted) as signals, RawMode(stdin_fd if tty else None) as raw:
             code = session.run(signals, raw)
     except _Killed as killed:
+        if starting:
+            starting.leave()
         _die(killed.number)
         return 128 + killed.number
+    finally:
+        if starting:
+            starting.leave()
     lost = [sink.lost for sink in sinks.values() if sink.lost]
     if lost and code == 0:
         raise HostError(f"the workload's output could not be written: {lost[0]}")

@@ -1,7 +1,7 @@
 """Processes that carry file streams out of a workload or into it (LAUNCH.md, "File streams").
 
-In a running workload it is an exec; in the root of one that does not run, a plan of its own whose
-only process is the copy.  What comes out is believed no further than its reader checks it.
+Each is an exec: in the workload if it runs, else in its root and mounts, which a process that does
+nothing holds open.  What comes out is believed no further than its reader checks it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ from vmm.control.client import Control, parse_exit
 from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.runstep import drop_step, launched
-from vmm.engine.status import LIVE, observe
+from vmm.engine.status import LIVE, observe, seen
 from vmm.engine.users import LIMIT, Reader
 from vmm.model.backend import CompileInput, WorkloadPaths
 from vmm.model.errors import Conflict, LaunchError, VmmError
@@ -33,6 +33,8 @@ _MESSAGE = 4096
 _CHUNK = frames.MAX_PAYLOAD
 #: Seconds for a copy that was cut off to end.
 _LEAVING = 2.0
+#: Bytes of memory of a guest that is booted for copies: kernel, hard links (64 MiB), page cache.
+_MEMORY = 256 << 20
 
 
 class Pipe:
@@ -115,61 +117,75 @@ class Pipe:
         return VmmError(f"{self._place}: {why}")
 
 
+class Files:
+    """The files of one workload: each copy is an exec in what ``connect`` leads to."""
+
+    def __init__(self, ctx: Context, given: CompileInput, connect: Callable[[], Control]) -> None:
+        self._backend = ctx.backend(given.spec.backend)
+        self._given = given
+        self._connect = connect
+
+    @contextlib.contextmanager
+    def pipe(self, direction: str, path: str, *, follow: bool = False) -> Iterator[Pipe]:
+        """A process that writes ``path`` ("get"), or reads into it ("put"), for the block's
+        time."""
+        given = self._given
+        operations = self._backend.compile_archive(given, direction, path, follow)
+        exec_id = new_id()
+        with self._connect() as control:
+            channel, _ = control.exec(exec_id, operations, stdin=direction == "put")
+            opened = Pipe(control, channel, f"{given.spec.name}:{path}")
+            try:
+                yield opened
+            finally:
+                if opened.code is None:
+                    self._cut_off(exec_id, opened)
+                # No instance that anybody started: nothing of it is kept for inspection.
+                Path(given.paths.directory, "exec", f"{exec_id}.json").unlink(missing_ok=True)
+
+    def _cut_off(self, exec_id: str, opened: Pipe) -> None:
+        """End a copy of which no more is wanted; the request has a connection of its own, since
+        this one's may wait behind data."""
+        with contextlib.suppress(VmmError):
+            with self._connect() as other:
+                other.exec_signal(exec_id, 9)
+            opened.drain(_LEAVING)
+
+
 @contextlib.contextmanager
-def pipe(
-    ctx: Context, spec: WorkloadSpec, direction: str, path: str, *, follow: bool = False
-) -> Iterator[Pipe]:
-    """A process that writes ``path`` ("get"), or reads into it ("put"), for the block's time."""
-    status = observe(ctx, spec.id).status
-    if status == "restarting":
+def files(ctx: Context, spec: WorkloadSpec) -> Iterator[Files]:
+    """A workload's files for the block's time, whether it runs or not."""
+    state = seen(ctx, spec.id)
+    if state.status == "restarting":
         raise Conflict(
             f"Container {spec.name} is restarting, wait until the container is running",
             "vmm ps shows it",
         )
-    if status == "paused":
+    if state.status == "paused" and not ctx.backend(spec.backend).copies_paused:
+        why = state.error or f"backend {spec.backend}: nothing runs in it that could copy"
         raise Conflict(
-            f"Container {spec.name} is paused, unpause the container first",
+            f"Container {spec.name} is paused, unpause the container first: {why}",
             f"vmm unpause {spec.name}",
         )
-    made = running_pipe if status == "running" else stopped_pipe
-    with made(ctx, spec, direction, path, follow) as opened:
-        yield opened
+    if state.status in ("running", "paused"):
+        yield running(ctx, spec)
+    else:
+        with _woken(ctx, spec) as found:
+            yield found
 
 
-@contextlib.contextmanager
-def running_pipe(
-    ctx: Context, spec: WorkloadSpec, direction: str, path: str, follow: bool
-) -> Iterator[Pipe]:
-    """The copy as a further process of the running workload."""
+def running(ctx: Context, spec: WorkloadSpec) -> Files:
+    """Those of a workload that runs."""
     given = launching.bare_input(ctx, spec)
-    operations = ctx.backend(spec.backend).compile_archive(given, direction, path, follow)
-    exec_id = new_id()
-    with launching.connect(ctx, spec.id) as control:
-        channel, _ = control.exec(exec_id, operations, stdin=direction == "put")
-        opened = Pipe(control, channel, f"{spec.name}:{path}")
-        try:
-            yield opened
-        finally:
-            if opened.code is None:
-                _cut_off(ctx, spec.id, exec_id, opened)
-            # No instance that anybody started: nothing of it is kept for inspection.
-            (ctx.store.path(spec.id) / "exec" / f"{exec_id}.json").unlink(missing_ok=True)
-
-
-def _cut_off(ctx: Context, workload: str, exec_id: str, opened: Pipe) -> None:
-    """End a copy of which no more is wanted; the request has a connection of its own, since this
-    one's may wait behind data."""
-    with contextlib.suppress(VmmError):
-        with launching.connect(ctx, workload) as other:
-            other.exec_signal(exec_id, 9)
-        opened.drain(_LEAVING)
+    return Files(ctx, given, lambda: launching.connect(ctx, spec.id))
 
 
 def reader(ctx: Context, spec: WorkloadSpec) -> Reader:
     """Reads small files of a running workload whose root no path of the host leads to."""
+    found = running(ctx, spec)
 
     def read(path: str) -> str:
-        with running_pipe(ctx, spec, "get", f"/{path}", True) as opened:
+        with found.pipe("get", f"/{path}", follow=True) as opened:
             stream = StreamReader(opened.read)
             try:
                 entry = next(iter(stream), None)
@@ -185,22 +201,31 @@ def reader(ctx: Context, spec: WorkloadSpec) -> Reader:
 
 
 @contextlib.contextmanager
-def stopped_pipe(
-    ctx: Context, spec: WorkloadSpec, direction: str, path: str, follow: bool
-) -> Iterator[Pipe]:
-    """The copy as the only process of a launch over the workload's root and mounts; the workload
-    is locked meanwhile, so that nothing starts over the same root."""
+def _woken(ctx: Context, spec: WorkloadSpec) -> Iterator[Files]:
+    """Those of one that does not run: its root and mounts without its process, as long as the
+    block lasts. The workload is locked meanwhile, so that nothing starts over the same root."""
     with ctx.lock(spec.id):
         if observe(ctx, spec.id).status in LIVE:
             raise Conflict(f"Container {spec.name} was just started", "copy again")
         identity = new_id()
-        with ctx.journal.begin("step", identity) as undo:
-            undo.push(lambda: drop_step(ctx, identity))
+        with ctx.journal.begin("step", identity, backend=spec.backend) as undo:
+            undo.push(lambda: drop_step(ctx, identity, spec.backend))
             given = _one_off(ctx, spec, identity)
-            plan = ctx.backend(spec.backend).archive_plan(given, direction, path, follow)
-            with launched(given, plan, stdin=direction == "put") as control:
-                yield Pipe(control, 0, f"{spec.name}:{path}")
-            drop_step(ctx, identity)
+            backend = ctx.backend(spec.backend)
+            plan = backend.archive_plan(given)
+            backend.prepare(given, plan)
+            with launched(given, plan, stdin=True) as control:
+                yield Files(ctx, given, lambda: Control.connect(f"{given.paths.run}/ctl.sock"))
+                _end(control)
+            drop_step(ctx, identity, spec.backend)
+
+
+def _end(control: Control) -> None:
+    """Let go of what waits for the end of its input, and wait until all is on the disk."""
+    control.write_stdin(b"")
+    while (frame := control.next_frame()) and frame.type != frames.EXIT:
+        pass
+    control.wait_closed()
 
 
 def _one_off(ctx: Context, spec: WorkloadSpec, identity: str) -> CompileInput:
@@ -226,10 +251,12 @@ def _one_off(ctx: Context, spec: WorkloadSpec, identity: str) -> CompileInput:
     return msgspec.structs.replace(
         given,
         spec=alone,
+        stored=None,
         paths=_paths(ctx, spec.id, identity, directory),
         root=msgspec.structs.replace(given.root, volatile=False),
         endpoint=None,
         seccomp=b"",
+        guest_memory=_MEMORY,
         reaper=(),
         relay=(),
     )

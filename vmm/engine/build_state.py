@@ -13,6 +13,7 @@ from vmm.dockerfile import commands
 from vmm.dockerfile.words import WordError, expand, split
 from vmm.engine.build_args import BuildArgs
 from vmm.engine.resolve import PATH
+from vmm.model import human
 from vmm.model.image import (
     ContainerConfig,
     Healthcheck,
@@ -286,14 +287,5 @@ def _printable(char: str) -> str:
 
 def _go_health(check: Healthcheck) -> str:
     times = (check.interval, check.timeout, check.start_period, check.start_interval)
-    shown = " ".join(f'"{_go_duration(value)}"' for value in times)
+    shown = " ".join(f'"{human.go_duration(value)}"' for value in times)
     return f"&{{{go_list(check.test)} {shown} '{_printable(chr(check.retries))}'}}"
-
-
-def _go_duration(nanoseconds: int) -> str:
-    seconds = f"{nanoseconds / 1e9:.9f}".rstrip("0").rstrip(".")
-    if nanoseconds < 60 * 10**9:
-        return f"{seconds}s"
-    minutes, rest = divmod(nanoseconds, 60 * 10**9)
-    tail = f"{minutes % 60}m{rest / 1e9:g}s"
-    return f"{minutes // 60}h{tail}" if minutes >= 60 else tail

@@ -31,10 +31,11 @@ from vmm.engine.build_state import (
 from vmm.engine.build_tree import Owner, canonical, make_directories
 from vmm.engine.users import read_inside
 from vmm.model.backend import RootLayout
-from vmm.model.errors import BuildError, VmmError
+from vmm.model.errors import BuildError, NoSpace, VmmError
 from vmm.model.ids import new_id
 from vmm.model.image import Layer
 from vmm.model.request import BuildRequest
+from vmm.ports.space import is_full
 from vmm.storage.tree import remove_tree
 
 
@@ -82,12 +83,14 @@ class BuildRun:
         keyword = command.text.split(None, 1)[0].upper()
         try:
             yield
-        except BuildError:
+        except (BuildError, NoSpace):
             raise
         except VmmError as error:
             message = f"{place}: {keyword} failed: {error.message}"
             raise BuildError(message, line=command.line, hint=error.hint) from error
         except OSError as error:
+            if is_full(error):
+                raise
             message = f"{place}: {keyword} failed: {error.strerror}: {error.filename or ''}"
             raise BuildError(message.rstrip(": "), line=command.line) from error
         except ValueError as error:

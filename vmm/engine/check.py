@@ -214,7 +214,7 @@ def _check_files(ctx: Context, repair: bool) -> list[str]:
 
 
 def _temporaries(ctx: Context) -> Iterator[Path]:
-    for place in ("", "networks", "images", "layers", "cache", "build-cache"):
+    for place in ("", "networks", "images", "layers", "cache", "build-cache", "reserve"):
         yield from (ctx.root / place).glob("*.tmp")
     yield from ctx.run_dir.glob("*.tmp")
     for place in ("workloads", "volumes"):

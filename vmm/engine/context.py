@@ -20,6 +20,7 @@ from vmm.model.backend import WorkloadPaths
 from vmm.model.errors import CorruptStore, HostError
 from vmm.model.ids import short
 from vmm.ports.files import locked
+from vmm.ports.space import Reserve, explained
 from vmm.settings import Settings
 from vmm.state.events import EventLog
 from vmm.state.index import Index, Row, Stored
@@ -56,6 +57,10 @@ class Context:
         self._prepare_directories()
 
     def _prepare_directories(self) -> None:
+        with explained(self.root, self.run_dir):
+            self._make_directories()
+
+    def _make_directories(self) -> None:
         try:
             if (self.root / "builds").is_dir() and (self.run_dir / "locks").is_dir():
                 if os.access(self.root, os.W_OK):
@@ -72,6 +77,11 @@ class Context:
             raise HostError(
                 f"no permission for {error.filename}", "run vmm as root: sudo vmm …"
             ) from None
+
+    @cached_property
+    def reserve(self) -> Reserve:
+        """Room for what makes room on a full disk; every change stocks it up."""
+        return Reserve(self.root / "reserve")
 
     @cached_property
     def store(self) -> WorkloadStore:
@@ -171,7 +181,14 @@ class Context:
             uid=hypervisor.uid,
             gid=hypervisor.gid,
             emulated=hypervisor.accelerator == "tcg",
+            used=self._ran(workload, backend),
         )
+
+    def _ran(self, workload: str, backend: str) -> bool:
+        """Whether it was ever started, by this backend."""
+        if not self.store.registered(workload) or not self.store.state(workload).started:
+            return False
+        return self.store.read(workload).backend == backend
 
     @cached_property
     def images(self) -> ImageStore:

@@ -14,12 +14,13 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
-from vmm.engine.archives import pipe
+from vmm.engine.archives import Files, files
 from vmm.engine.context import Context
 from vmm.model import filestream as fs
-from vmm.model.errors import VmmError
+from vmm.model.errors import NoSpace, VmmError
 from vmm.model.filestream import CopyFailed, Entry, StreamReader, StreamWriter, rebase
 from vmm.model.spec import WorkloadSpec
+from vmm.ports.space import exhausted, is_full
 
 #: Links that lead to a destination one after the other (path_resolution(7)).
 _LINKS = 40
@@ -144,12 +145,12 @@ def copy_in(
     follow = follow or place.directory
     with _host_errors():
         kind = _kind(os.stat(place.path, follow_symlinks=follow).st_mode)
-    target = Place.inside(path)
-    resolved, there = _look(ctx, spec, target)
-    chosen = landing(place, kind, resolved, there)
-    change = _Change(chosen.name, fs.unchanged if archive else _roots)
-    with _writing(ctx, spec, chosen.directory) as writer, _host_errors():
-        tree_to_stream(place.path, writer, follow=follow, change=change)
+    with files(ctx, spec) as found:
+        resolved, there = _look(found, spec, Place.inside(path))
+        chosen = landing(place, kind, resolved, there)
+        change = _Change(chosen.name, fs.unchanged if archive else _roots)
+        with _writing(ctx, spec, found, chosen.directory) as writer, _host_errors():
+            tree_to_stream(place.path, writer, follow=follow, change=change)
     return change.size
 
 
@@ -169,13 +170,14 @@ def tar_in(ctx: Context, source: IO[bytes], reference: str, path: str) -> None:
     from vmm.storage.streamtar import tar_to_stream
 
     spec = _spec(ctx, reference)
-    target, there = _look(ctx, spec, Place.inside(path))
-    if there != fs.DIRECTORY:
-        if not there:
-            raise _missing(path, spec)
-        raise VmmError(f'destination "{reference}:{path}" must be a directory')
-    with _writing(ctx, spec, target.path) as writer:
-        tar_to_stream(decompressed(source), writer)
+    with files(ctx, spec) as found:
+        target, there = _look(found, spec, Place.inside(path))
+        if there != fs.DIRECTORY:
+            if not there:
+                raise _missing(path, spec)
+            raise VmmError(f'destination "{reference}:{path}" must be a directory')
+        with _writing(ctx, spec, found, target.path) as writer:
+            tar_to_stream(decompressed(source), writer)
 
 
 def _spec(ctx: Context, reference: str) -> WorkloadSpec:
@@ -186,7 +188,8 @@ def _spec(ctx: Context, reference: str) -> WorkloadSpec:
 def _reading(ctx: Context, reference: str, source: Place, follow: bool) -> Iterator[_Peeked]:
     """The stream of a path in a workload; at the block's end it must have ended well."""
     spec = _spec(ctx, reference)
-    with pipe(ctx, spec, "get", source.path, follow=follow or source.directory) as opened:
+    follow = follow or source.directory
+    with files(ctx, spec) as found, found.pipe("get", source.path, follow=follow) as opened:
         try:
             reader = _Peeked(opened.read)
         except CopyFailed as error:
@@ -206,28 +209,36 @@ def _missing(path: str, spec: WorkloadSpec) -> VmmError:
 
 
 @contextlib.contextmanager
-def _writing(ctx: Context, spec: WorkloadSpec, directory: str) -> Iterator[StreamWriter]:
+def _writing(
+    ctx: Context, spec: WorkloadSpec, found: Files, directory: str
+) -> Iterator[StreamWriter]:
     """A stream into a directory of a workload; all of it is made when the block has ended."""
-    with pipe(ctx, spec, "put", directory) as opened:
-        yield StreamWriter(opened.write)
-        opened.close()
-        opened.finish()
+    try:
+        with found.pipe("put", directory) as opened:
+            yield StreamWriter(opened.write)
+            opened.close()
+            opened.finish()
+    except VmmError as error:
+        said = os.strerror(errno.ENOSPC) in error.message
+        if not said or not (full := exhausted(ctx.store.path(spec.id))):
+            raise  # a file system of the workload's own, such as a tmpfs, may be full
+        raise NoSpace(error.message, str(full)) from None
 
 
-def _look(ctx: Context, spec: WorkloadSpec, target: Place) -> tuple[Place, str]:
+def _look(found: Files, spec: WorkloadSpec, target: Place) -> tuple[Place, str]:
     """A path of a workload with the links at its end followed, and the type of what is there,
     "" when nothing is."""
     path = target.path
     for _ in range(_LINKS):
-        entry = _first(ctx, spec, path)
+        entry = _first(found, path)
         if entry is None or entry.type != fs.SYMLINK:
             return target._replace(path=path), "" if entry is None else entry.type
         path = posixpath.join(posixpath.dirname(path), entry.link).rstrip("/") or "/"
     raise VmmError(f"{target.path} in container {spec.name}: too many links follow each other")
 
 
-def _first(ctx: Context, spec: WorkloadSpec, path: str) -> Entry | None:
-    with pipe(ctx, spec, "get", path) as opened:
+def _first(found: Files, path: str) -> Entry | None:
+    with found.pipe("get", path) as opened:
         try:
             return next(iter(StreamReader(opened.read)), None)
         except CopyFailed as error:
@@ -273,4 +284,6 @@ def _host_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if is_full(error):
+            raise
         raise VmmError(f"{error.filename or 'copy'}: {error.strerror}") from None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from vmm.engine.context import Context
+from vmm.engine.fulldisk import makes_room, tells_full_disk
 from vmm.model.backend import Capability
 from vmm.model.errors import NotFound, VmmError
 from vmm.model.request import BuildRequest, CreateRequest, ExecRequest, UpdateRequest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmm.storage.volumes import Volume
 
 
+@tells_full_disk
 class Engine:
     """All use-cases of one instance.  References are ids, names or unique id prefixes."""
 
@@ -65,15 +67,18 @@ class Engine:
 
         return sessions.exec_(self.ctx, reference, request)
 
+    @makes_room
     def finish(self, reference: str) -> None:
         """Tidy up in this process after a foreground run."""
         self.reap(reference)
 
+    @makes_room
     def reap(self, reference: str) -> None:
         from vmm.engine import lifecycle
 
         lifecycle.reap(self.ctx, reference)
 
+    @makes_room
     def stop(self, reference: str, timeout: int | None = None, signal: str | None = None) -> None:
         from vmm.engine import lifecycle
 
@@ -86,6 +91,7 @@ class Engine:
 
         lifecycle.restart(self.ctx, reference, timeout, signal)
 
+    @makes_room
     def kill(self, reference: str, signal: str = "KILL") -> None:
         from vmm.engine import lifecycle
 
@@ -96,6 +102,7 @@ class Engine:
 
         lifecycle.rename(self.ctx, reference, name)
 
+    @makes_room
     def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
         from vmm.engine import lifecycle
 
@@ -176,7 +183,7 @@ class Engine:
     def view(self, reference: str) -> WorkloadView:
         from vmm.engine import query
 
-        return query.view(self.ctx, self.ctx.index.lookup(reference).id)
+        return query.view(self.ctx, self.ctx.index.lookup(reference).id, whole=True)
 
     def logs(
         self,
@@ -235,6 +242,7 @@ class Engine:
             if image.id not in used and (everything or not image.references)
         ]
 
+    @makes_room
     def image_remove(self, reference: str, *, force: bool = False) -> list[str]:
         from vmm.engine import imaging
 
@@ -271,6 +279,7 @@ class Engine:
         """The record and the path of its files."""
         return self.ctx.volumes.inspect(name), str(self.ctx.volumes.data(name))
 
+    @makes_room
     def volume_remove(self, name: str, *, force: bool = False) -> None:
         from vmm.engine.maintenance import volumes_in_use
         from vmm.model.errors import Conflict
@@ -293,6 +302,7 @@ class Engine:
 
         return set(volumes_in_use(self.ctx))
 
+    @makes_room
     def volume_prune(self, *, everything: bool = False) -> list[str]:
         from vmm.engine.maintenance import volumes_in_use
 
@@ -322,6 +332,7 @@ class Engine:
 
         return kernels.fetch(self.ctx, package, name=name, say=say)
 
+    @makes_room
     def kernel_remove(self, name: str) -> None:
         from vmm.engine import kernels
 
@@ -336,7 +347,7 @@ class Engine:
     def libvirt_stop(self) -> list[str]:
         from vmm.engine import hypervisor
 
-        return hypervisor.stop()
+        return hypervisor.stop(self.settings.libvirt_uri)
 
     def libvirt_status(self) -> tuple[list[str], bool]:
         from vmm.engine import hypervisor
@@ -360,22 +371,26 @@ class Engine:
 
         return maintenance.df(self.ctx)
 
+    @makes_room
     def check(self, *, repair: bool = False) -> list[str]:
         from vmm.engine.check import check
 
         return check(self.ctx, repair=repair)
 
+    @makes_room
     def rebuild(self) -> list[str]:
         from vmm.engine import guests
 
         guests.restore(self.ctx)
         return self.ctx.rebuild_index()
 
+    @makes_room
     def prune(self, *, all_images: bool = False, volumes: bool = False) -> dict[str, Any]:
         from vmm.engine import maintenance
 
         return maintenance.prune(self.ctx, all_images=all_images, volumes=volumes)
 
+    @makes_room
     def boot(self) -> list[str]:
         from vmm.engine import maintenance
 

@@ -48,9 +48,20 @@ def check(ctx: Context, *, repair: bool) -> list[str]:
             if repair:
                 _forget(ctx, spec)
     for spec in guests:
+        faults += _check_disk(ctx, spec)
         if spec.backend not in silent and known.get(spec.id) != spec:
             faults += _check_copy(ctx, spec, known.get(spec.id), repair)
     return faults
+
+
+def _check_disk(ctx: Context, spec: WorkloadSpec) -> list[str]:
+    """What a guest wrote cannot be made again."""
+    try:
+        if ctx.backend(spec.backend).storage == "disk" and ctx.store.state(spec.id).started:
+            ctx.disks.verify(ctx.store.path(spec.id))
+    except CorruptStore as error:
+        return [error.message]
+    return []
 
 
 def _guests(ctx: Context) -> list[WorkloadSpec]:

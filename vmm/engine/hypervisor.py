@@ -11,6 +11,9 @@ from pathlib import Path
 from vmm.model.errors import Conflict, HostError, UsageError
 from vmm.ports.runner import HostRunner
 
+#: The URIs of the system's daemon: root has no other session (virConnectOpen's drivers let every
+#: connection of root's go there).
+OWN = ("qemu:///system", "qemu:///session")
 #: virtlogd keeps the output of QEMU, so it comes first (virtlogd(8), libvirtd(8)).
 DAEMONS = ("virtlogd", "libvirtd")
 #: Where the daemon of the system listens: libvirtd, or the one of the modular daemons for QEMU.
@@ -26,9 +29,18 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 def status(uri: str) -> tuple[list[str], bool]:
     """A line for each daemon and one for the connection, and whether that answers."""
-    lines = [f"{name}: {_shown(_pid(name))}" for name in DAEMONS]
+    lines = [f"{name}: {_shown(_pid(name))}" for name in DAEMONS if uri in OWN]
     answers = _answers(uri)
     return [*lines, f"{uri}: {'answers' if answers else 'does not answer'}"], answers
+
+
+def _require_own(uri: str, verb: str) -> None:
+    """UsageError for a libvirt that is another user's, or another host's."""
+    if uri not in OWN:
+        raise UsageError(
+            f"{uri}: that libvirt is not the system's, and not vmm's to {verb}",
+            f"{verb} its libvirtd as the user whose it is; or set libvirt_uri: {OWN[0]}",
+        )
 
 
 def _shown(pid: int) -> str:
@@ -37,10 +49,7 @@ def _shown(pid: int) -> str:
 
 def start(uri: str) -> list[str]:
     """Start what is missing and wait until ``uri`` answers; what was done."""
-    if uri != "qemu:///system":
-        raise UsageError(
-            f"{uri} needs no daemon of the system", "its own is started by the first connection"
-        )
+    _require_own(uri, "start")
     if _answers(uri):
         return []
     if _BOOTED.is_dir():
@@ -75,8 +84,9 @@ def _open_kvm() -> list[str]:
     return [f"{KVM}: group kvm, mode 0660, as udev sets them"]
 
 
-def stop() -> list[str]:
+def stop(uri: str) -> list[str]:
     """End the daemons, the last one first; guests run on. The names of what was ended."""
+    _require_own(uri, "stop")
     if _BOOTED.is_dir():
         raise Conflict("systemd runs the services here", "systemctl stop libvirtd virtlogd")
     ended = []
@@ -123,6 +133,6 @@ def _answers(uri: str) -> bool:
     """Whether a connection succeeds."""
     from vmm.backends.libvirt.port import HostLibvirt
 
-    if uri == "qemu:///system" and not any(socket.exists() for socket in SOCKETS):
+    if uri in OWN and not any(socket.exists() for socket in SOCKETS):
         return False
     return HostLibvirt(uri).answers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vmm.engine.views import health_view
 from vmm.model import human
 from vmm.model.errors import UsageError
 from vmm.model.ids import short
@@ -135,19 +136,7 @@ def config_view(config: ContainerConfig) -> View:
         "Labels": config.labels or None,
         "StopSignal": config.stop_signal,
         "Shell": config.shell,
-        **({"Healthcheck": _health(config)} if config.healthcheck else {}),
-    }
-
-
-def _health(config: ContainerConfig) -> View:
-    check = config.healthcheck
-    assert check is not None
-    return {
-        "Test": check.test,
-        "Interval": check.interval,
-        "Timeout": check.timeout,
-        "StartPeriod": check.start_period,
-        "Retries": check.retries,
+        **({"Healthcheck": health_view(config.healthcheck)} if config.healthcheck else {}),
     }
 
 

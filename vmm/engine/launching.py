@@ -24,7 +24,7 @@ from vmm.model.backend import (
 from vmm.model.errors import Conflict, CorruptStore, ShimLost, UsageError, VmmError
 from vmm.model.ids import link_name, short
 from vmm.model.spec import Mount, Port, WorkloadSpec
-from vmm.model.state import Attachment
+from vmm.model.state import Attachment, State
 from vmm.ports.files import atomic_write
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Contro
     """Spawn the shim of a stopped workload; the caller attaches to ``control`` and starts it.
 
     Yields None for the control connection when the workload runs already.  When the block fails,
-    everything the start took is given back.
+    everything the start took is given back.  A start that its client left is joined: a second
+    START is answered with the first.
     """
     recover(ctx)
     with ctx.workload(reference) as workload:
@@ -63,14 +64,27 @@ def started(ctx: Context, reference: str) -> Iterator[tuple[WorkloadSpec, Contro
             raise Conflict(
                 "cannot start a paused container, try unpause instead", f"vmm unpause {spec.name}"
             )
-        if state.status in LIVE or shim_alive(state):
+        if state.status in LIVE:
             yield spec, None
+            return
+        if being_started(ctx, workload, state):
+            with connect(ctx, workload) as control:
+                yield spec, control
             return
         with ctx.journal.begin("start", workload) as undo:
             undo.push(lambda: _give_back(ctx, spec))
             spawn(ctx, spec)
             with connect(ctx, workload) as control:
                 yield spec, control
+
+
+def being_started(ctx: Context, workload: str, state: State) -> bool:
+    """Whether a shim is about to start a workload that is not live (under its lock: for one who
+    left); a shim that ends does not listen any more."""
+    if shim_alive(state):
+        with contextlib.suppress(ShimLost), connect(ctx, workload):
+            return True
+    return False
 
 
 def _give_back(ctx: Context, spec: WorkloadSpec) -> None:
@@ -349,10 +363,10 @@ def resolve_mount(ctx: Context, mount: Mount) -> ResolvedMount:
 
 def running(ctx: Context, reference: str) -> WorkloadSpec:
     """The spec of a workload that runs; Conflict in Docker's words when it does not."""
-    from vmm.engine.status import observe
+    from vmm.engine.status import seen
 
     row = ctx.index.lookup(reference)
-    state = observe(ctx, row.id)
+    state = seen(ctx, row.id)
     if state.status != "running":
         raise Conflict(
             f"Container {row.id} is not running" if state.status != "paused" else

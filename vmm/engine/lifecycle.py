@@ -16,7 +16,7 @@ from vmm.engine.resolve import clamp_defaults, resolve
 from vmm.engine.status import LIVE, observe, settle, shim_alive
 from vmm.model import names
 from vmm.model.backend import RootLayout
-from vmm.model.errors import Conflict, CorruptStore, NotFound, ShimLost, UsageError
+from vmm.model.errors import Conflict, CorruptStore, HostError, NotFound, ShimLost, UsageError
 from vmm.model.ids import check_name, new_id, short
 from vmm.model.request import CreateRequest
 from vmm.model.signals import number
@@ -139,7 +139,7 @@ def _volume(ctx: Context, mount: Mount, anonymous: str, layout: RootLayout, undo
         return mount
     name = mount.source or anonymous
     if not ctx.volumes.exists(name):
-        undo.push(lambda: ctx.volumes.remove(name))
+        undo.push(lambda: _drop_made(ctx, name))
         ctx.volumes.create(name, anonymous=bool(anonymous))
     mount = msgspec.structs.replace(mount, source=name)
     if not mount.nocopy:
@@ -149,6 +149,12 @@ def _volume(ctx: Context, mount: Mount, anonymous: str, layout: RootLayout, undo
         finally:
             os.close(view)
     return mount
+
+
+def _drop_made(ctx: Context, name: str) -> None:
+    """Take the making of a volume back, which may have failed itself."""
+    with contextlib.suppress(NotFound):
+        ctx.volumes.remove(name)
 
 
 def _write_cidfile(path: str, workload: str) -> None:
@@ -203,22 +209,28 @@ def end_shim(ctx: Context, workload: str, signum: int, milliseconds: int) -> Non
 
 
 def kill(ctx: Context, reference: str, signal: str) -> None:
-    """Send a signal to the workload's first process."""
+    """Send a signal to the workload's first process; one that asks it to end ends its start too."""
     row = ctx.index.lookup(reference)
-    state = observe(ctx, row.id)
-    if state.status not in ("running", "paused"):
+    running = observe(ctx, row.id).status in ("running", "paused")
+    try:
+        _signal(ctx, row.id, number(signal))
+    except ShimLost:
+        if running:
+            raise
         raise Conflict(
             f"Cannot kill container: {reference}: Container {row.id} is not running",
             "vmm ps -a shows its status",
-        )
-    signum = number(signal)
-    with launching.connect(ctx, row.id) as control:
+        ) from None
+
+
+def _signal(ctx: Context, workload: str, signum: int) -> None:
+    with launching.connect(ctx, workload) as control:
         control.signal(signum, manual=signum == 9)
         if signum == 9:
             with contextlib.suppress(ShimLost):
                 control.wait_next()
     if signum == 9:
-        reap(ctx, row.id)
+        reap(ctx, workload)
 
 
 def restart(ctx: Context, reference: str, timeout: int | None, signal: str | None) -> None:
@@ -247,7 +259,8 @@ def remove(ctx: Context, reference: str, *, force: bool = False, volumes: bool =
     """Remove a workload; ``force`` kills it first."""
     recover(ctx)
     row = ctx.index.lookup(reference)
-    _end_to_remove(ctx, row, force)
+    if force:  # a command that starts it holds the lock until then
+        _end_to_remove(ctx, row, force)
     with ctx.workload(row.id) as workload:
         _end_to_remove(ctx, row, force)  # another command may have started it meanwhile
         purge(ctx, workload, volumes=volumes)
@@ -262,9 +275,11 @@ def _end_to_remove(ctx: Context, row: Row, force: bool) -> None:
             raise
         end_shim(ctx, row.id, 9, 0)
         return
-    if state.status in LIVE and not force:
+    starting = state.status not in LIVE and launching.being_started(ctx, row.id, state)
+    if (state.status in LIVE or starting) and not force:
         raise Conflict(
-            f'cannot remove container "{row.name}": container is {state.status}: '
+            f'cannot remove container "{row.name}": container is '
+            f"{'being started' if starting else state.status}: "
             "stop the container before removing or force remove",
             f"vmm rm -f {row.name}",
         )
@@ -277,7 +292,7 @@ def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
     with ctx.journal.begin("remove", workload, volumes=volumes):
         spec = _spec_or_remains(ctx, workload)
         release(ctx, spec)
-        ctx.backend(spec.backend).forget(launching.bare_input(ctx, spec))
+        _forget(ctx, spec)
         if volumes or spec.auto_remove:
             _drop_volumes(ctx, spec)
         ctx.store.delete(workload, remove_tree)
@@ -285,6 +300,17 @@ def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
         # Whoever waits for this lock finds the workload gone; nobody comes for it again.
         (ctx.run_dir / "locks" / workload).unlink(missing_ok=True)
     ctx.events.append("container", "destroy", workload, name=spec.name, image=spec.image)
+
+
+def _forget(ctx: Context, spec: WorkloadSpec) -> None:
+    """Have the platform forget it as well; one that does not answer is asked by a repair later."""
+    try:
+        ctx.backend(spec.backend).forget(launching.bare_input(ctx, spec))
+    except HostError as error:
+        ctx.notices.append(
+            f"backend {spec.backend} keeps the definition of {spec.name}, which is removed: "
+            f"{error.message}; later: vmm system check --repair"
+        )
 
 
 def _spec_or_remains(ctx: Context, workload: str) -> WorkloadSpec:
@@ -352,9 +378,10 @@ def reap(ctx: Context, reference: str, *, deadline: float = 10.0, keep: bool = F
 
 
 def clear(ctx: Context, workload: str, *, keep: bool = False) -> None:
-    """Release what a dead workload held, or remove it if it ran and says so (the lock is held)."""
-    spec = _spec_or_remains(ctx, workload)
-    if spec.auto_remove and ctx.store.state(workload).started and not keep:
+    """Release what a dead workload held, or remove it if it ran, or failed to, and says so (the
+    lock is held)."""
+    spec, state = _spec_or_remains(ctx, workload), ctx.store.state(workload)
+    if spec.auto_remove and (state.started or state.error) and not keep:
         purge(ctx, workload, volumes=True)
     else:
         release(ctx, spec)

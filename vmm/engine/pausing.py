@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from vmm.engine import launching
 from vmm.engine.context import Context
-from vmm.engine.status import observe
+from vmm.engine.status import observe, seen
 from vmm.model.errors import Conflict
 
 
 def pause(ctx: Context, reference: str) -> None:
     """Freeze every process; Conflict when it does not run or is paused already."""
     row = ctx.index.lookup(reference)
-    status = observe(ctx, row.id).status
+    status = seen(ctx, row.id).status
     if status == "paused":
         raise Conflict(
             f"Container {row.id} is already paused", f"let it go on: vmm unpause {row.name}"
@@ -30,7 +30,10 @@ def pause(ctx: Context, reference: str) -> None:
 def unpause(ctx: Context, reference: str) -> None:
     """Let a paused workload go on; Conflict when it is not paused."""
     row = ctx.index.lookup(reference)
-    if observe(ctx, row.id).status != "paused":
+    if seen(ctx, row.id).status != "paused":
         raise Conflict(f"Container {row.id} is not paused", "vmm ps -a shows its status")
+    halted = observe(ctx, row.id).status == "running"
     with launching.connect(ctx, row.id) as control:
+        if halted:  # its shim does not know
+            control.pause()
         control.unpause()

@@ -11,7 +11,7 @@ from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.engine.logs import LogLine, read
 from vmm.engine.recovery import recover
-from vmm.engine.status import LIVE, observe
+from vmm.engine.status import LIVE, observe, seen
 from vmm.engine.views import WorkloadView
 from vmm.model.errors import Conflict, CorruptStore, UsageError
 from vmm.model.ids import META_KEY
@@ -34,9 +34,9 @@ def list_workloads(ctx: Context, *, everything: bool) -> list[WorkloadView]:
     return views
 
 
-def view(ctx: Context, workload: str) -> WorkloadView:
-    """One workload, with all that inspect shows."""
-    state = observe(ctx, workload)
+def view(ctx: Context, workload: str, *, whole: bool = False) -> WorkloadView:
+    """One workload; ``whole``: with all that only inspect shows."""
+    state = seen(ctx, workload)
     attached = launching.attachment(ctx, workload) if state.status in LIVE else None
     return WorkloadView(
         spec=ctx.store.read(workload),
@@ -46,6 +46,7 @@ def view(ctx: Context, workload: str) -> WorkloadView:
         ports=attached.ports if attached else (),
         volumes_root=str(ctx.root / "volumes"),
         network_id=ctx.bridge_id,
+        probes=ctx.store.probes(workload) if whole and state.health else (),
     )
 
 

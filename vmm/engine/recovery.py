@@ -11,7 +11,8 @@ from vmm.state.journal import Entry
 
 
 def recover(ctx: Context) -> None:
-    """Settle every unfinished journal entry whose writer died, and remove abandoned builds.
+    """Settle every unfinished journal entry whose writer died, and remove abandoned builds; stock
+    the reserve up.
 
     One that cannot be settled is said, and stays for the next command: it stops no other change.
     """
@@ -30,6 +31,7 @@ def recover(ctx: Context) -> None:
     ctx.journal.sweep()
     for name in abandoned_builds(ctx):
         remove_build(ctx, name)
+    ctx.reserve.stock()
 
 
 def _settle(ctx: Context, entry: Entry) -> None:
@@ -40,7 +42,7 @@ def _settle(ctx: Context, entry: Entry) -> None:
     if entry.action == "step":
         from vmm.engine.runstep import drop_step
 
-        drop_step(ctx, workload)
+        drop_step(ctx, workload, entry.backend)
     elif entry.action == "remove":
         lifecycle.purge(ctx, workload, volumes=entry.volumes)
     elif not registered:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vmm.model.backend import HostFacts
 from vmm.model.errors import UsageError
-from vmm.model.image import ContainerConfig, Image
+from vmm.model.image import ContainerConfig, Healthcheck, Image
 from vmm.model.request import CreateRequest
 from vmm.model.spec import Health, Log, Mount, Network, Port, Process, Resources, WorkloadSpec
 
@@ -45,7 +45,7 @@ def resolve(
         security=request.security,
         network=network(request, config, workload),
         restart=request.restart,
-        health=_health(config),
+        health=_health(request.health, config),
         log=request.log or log,
         labels={**config.labels, **request.labels},
         metadata=request.metadata,
@@ -156,14 +156,18 @@ def _port(exposed: str) -> Port:
     return Port(container_port=int(number), protocol="udp" if protocol == "udp" else "tcp")
 
 
-def _health(config: ContainerConfig) -> Health | None:
-    check = config.healthcheck
-    if check is None or not check.test or check.test[0] == "NONE":
+def _health(asked: Health | None, config: ContainerConfig) -> Health | None:
+    """Each value that was asked for in place of the image's."""
+    check = config.healthcheck or Healthcheck()
+    if asked is None and not check.test:
         return None
+    wanted = asked or Health()
     return Health(
-        test=tuple(check.test),
-        interval=check.interval,
-        timeout=check.timeout,
-        start_period=check.start_period,
-        retries=check.retries,
+        test=wanted.test or tuple(check.test),
+        interval=wanted.interval or check.interval,
+        timeout=wanted.timeout or check.timeout,
+        start_period=wanted.start_period or check.start_period,
+        start_interval=wanted.start_interval or check.start_interval,
+        retries=wanted.retries or check.retries,
+        shell=tuple(config.shell or ()),
     )

@@ -67,12 +67,16 @@ def run_step(
     return code
 
 
-def drop_step(ctx: Context, workload: str) -> None:
-    """Kill a step if it runs and release what it took; its files are the build's."""
+def drop_step(ctx: Context, workload: str, name: str = "container") -> None:
+    """Kill a step of backend ``name`` if it runs and release what it took; its files are the
+    build's."""
     from vmm.engine import lifecycle
 
     lifecycle.end_shim(ctx, workload, 9, 0)
-    ctx.backend("container").cleanup(launching.bare_input(ctx, lifecycle.remains(workload)))
+    backend, spec = ctx.backend(name), lifecycle.remains(workload)
+    given = launching.bare_input(ctx, msgspec.structs.replace(spec, backend=name))
+    backend.cleanup(given)
+    backend.forget(given)
     ctx.network.release(workload)
     lifecycle.remove_tree(str(ctx.run_dir / short(workload)))
 

@@ -20,9 +20,11 @@ from vmm.model.ids import new_id
 from vmm.model.request import ExecRequest
 from vmm.model.spec import WorkloadSpec
 from vmm.ports.files import atomic_write
+from vmm.ports.space import is_full
 
 if TYPE_CHECKING:
     from vmm.control.client import Control
+    from vmm.control.starting import Starting
 
 #: Exec instances kept for inspection, newest last.
 KEPT_EXECS = 1000
@@ -33,18 +35,23 @@ Size = tuple[int, int]
 
 
 class Session(NamedTuple):
-    """Open streams of a workload or of one exec; pump them with vmm.control.terminal."""
+    """Open streams of a workload or of one exec; pump them with vmm.control.terminal.
+
+    ``starting``: the workload's start, which goes on meanwhile.
+    """
 
     control: Control
     spec: WorkloadSpec
     channel: int = 0
     exec_id: str = ""
+    starting: Starting | None = None
 
 
 def attach(
     ctx: Context, reference: str, *, start: bool, stdin: bool, size: Size | None = None
 ) -> Session:
-    """Attach to a running workload; with ``start``, start it once attached so nothing is lost.
+    """Attach to a running workload; with ``start``, one that is started once attached so that
+    nothing is lost. Whoever carries the streams sees to the answer.
 
     ``size``: rows and columns that its terminal begins with.
     """
@@ -54,15 +61,18 @@ def attach(
         control.attach(stdin=stdin)
         control.expect_exit()
         return Session(control, spec)
-    with launching.started(ctx, reference) as (spec, waiting):
+    from vmm.control.starting import Starting
+
+    with contextlib.ExitStack() as taken:
+        spec, waiting = taken.enter_context(launching.started(ctx, reference))
         control = launching.connect(ctx, spec.id)
         control.attach(stdin=stdin)
         control.expect_exit(promise=waiting is not None)
         if size:
             control.resize(*size)
-        if waiting is not None:
-            waiting.start()
-    return Session(control, spec)
+        if waiting is None:
+            return Session(control, spec)
+        return Session(control, spec, starting=Starting(waiting, taken.pop_all()))
 
 
 def exec_(ctx: Context, reference: str, request: ExecRequest) -> Session | None:
@@ -136,7 +146,11 @@ def _record(ctx: Context, workload: str, exec_id: str, request: ExecRequest) -> 
     """Keep what was asked beside the state the shim writes; the oldest make room."""
     directory = ctx.store.path(workload) / "exec"
     document = {"id": exec_id, "created": time.time_ns(), "request": msgspec.to_builtins(request)}
-    atomic_write(directory / f"{exec_id}.config", msgspec.json.encode(document))
+    try:
+        atomic_write(directory / f"{exec_id}.config", msgspec.json.encode(document))
+    except OSError as error:
+        if not is_full(error):
+            raise  # on a full disk it may be what makes room: it runs, and is not kept
     with os.scandir(directory) as entries:
         configs = [e for e in entries if e.name.endswith(".config")]
     if len(configs) > KEPT_EXECS:

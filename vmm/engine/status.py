@@ -8,6 +8,7 @@ import time
 import msgspec
 
 from vmm.engine.context import Context, alive, boot_id
+from vmm.model.backend import Halting
 from vmm.model.errors import CorruptStore, HostError, ShimLost
 from vmm.model.state import State
 
@@ -44,6 +45,17 @@ def _runs_alone(ctx: Context, workload: str) -> bool:
     return False
 
 
+def seen(ctx: Context, workload: str) -> State:
+    """The same for whoever wants it to run on: paused as well, with the reason as its error, when
+    the platform itself stopped it."""
+    state = observe(ctx, workload)
+    if state.status != "running":
+        return state
+    backend = ctx.backend(ctx.store.read(workload).backend)
+    why = backend.halted(workload) if isinstance(backend, Halting) else ""
+    return msgspec.structs.replace(state, status="paused", error=why) if why else state
+
+
 def shown(ctx: Context, workload: str) -> State:
     """The state for a list of many: one that cannot be read is ``dead`` and says why."""
     try:
@@ -56,6 +68,7 @@ def _ended(state: State, code: int, signal: int, why: str) -> State:
     return msgspec.structs.replace(
         state, status="exited", exit_code=code, signal=signal, error=why, pid=0, pid_start=0,
         finished=state.finished if state.finished > state.started else time.time_ns(),
+        health="unhealthy" if state.health else "",
     )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from vmm.model import human
 from vmm.model.backend import Endpoint, WorkloadPaths
 from vmm.model.errors import UsageError
 from vmm.model.ids import short
-from vmm.model.spec import Mount, Port, WorkloadSpec
-from vmm.model.state import State
+from vmm.model.image import Healthcheck
+from vmm.model.spec import Health, Mount, Port, WorkloadSpec
+from vmm.model.state import Probe, State
 
 View = dict[str, Any]
 
@@ -34,18 +35,25 @@ class WorkloadView(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[Port, ...] = ()
     volumes_root: str = ""
     network_id: str = ""
+    #: What the last health probes found.
+    probes: tuple[Probe, ...] = ()
 
 
 def status_text(state: State, now: int) -> str:
     """``Up 5 minutes``, ``Exited (0) 3 seconds ago``."""
     if state.status == "running":
-        return f"Up {human.duration(now - state.started)}"
+        return f"Up {human.duration(now - state.started)}{_health_text(state)}"
     if state.status == "paused":
         return f"Up {human.duration(now - state.started)} (Paused)"
     if state.status in {"exited", "restarting"}:
         word = state.status.capitalize()
         return f"{word} ({state.exit_code}) {human.ago(state.finished or now, now)}"
     return state.status.capitalize()
+
+
+def _health_text(state: State) -> str:
+    words = {"": "", "starting": " (health: starting)"}
+    return words.get(state.health, f" ({state.health})")
 
 
 def command_text(spec: WorkloadSpec) -> str:
@@ -119,9 +127,16 @@ def _mount_name(mount: Mount, truncate: bool) -> str:
 
 
 FILTERS = frozenset(
-    {"id", "name", "label", "status", "exited", "ancestor", "volume", "network", "backend"}
-)
-STATUSES = frozenset({"created", "restarting", "running", "paused", "exited", "dead"})
+    {
+        "id", "name", "label", "status", "exited", "ancestor", "volume", "network", "health",
+        "backend",
+    }
+)  # fmt: skip
+#: Filters that take one of a few values.
+_VALUES = {
+    "status": frozenset({"created", "restarting", "running", "paused", "exited", "dead"}),
+    "health": frozenset({"none", "starting", "healthy", "unhealthy"}),
+}
 
 
 def parse_filters(items: Iterable[str], known: frozenset[str] = FILTERS) -> dict[str, list[str]]:
@@ -134,9 +149,9 @@ def parse_filters(items: Iterable[str], known: frozenset[str] = FILTERS) -> dict
             raise UsageError(f"invalid filter {item!r:.80}", "use --filter KEY=VALUE")
         if key not in known:
             raise UsageError(f"invalid filter '{key:.80}'", "known: " + ", ".join(sorted(known)))
-        if key == "status" and value not in STATUSES:
+        if value not in (choice := _VALUES.get(key, {value})):
             raise UsageError(
-                f"invalid filter 'status={value:.80}'", "use one of " + ", ".join(sorted(STATUSES))
+                f"invalid filter '{key}={value:.80}'", "use one of " + ", ".join(sorted(choice))
             )
         filters.setdefault(key, []).append(value)
     return filters
@@ -169,6 +184,7 @@ def _matches_one(view: WorkloadView, key: str, value: str) -> bool:
         "id": spec.id.startswith(value),
         "status": view.state.status == value,
         "network": spec.network.mode == value,
+        "health": (view.state.health or "none") == value,
         "backend": spec.backend == value,
     }
     return tests[key]
@@ -186,7 +202,7 @@ def _name_matches(name: str, pattern: str) -> bool:
         ) from None
 
 
-def state_view(state: State) -> View:
+def state_view(state: State, probes: Iterable[Probe] = ()) -> View:
     """``State`` of inspect."""
     return {
         "Status": state.status,
@@ -200,7 +216,21 @@ def state_view(state: State) -> View:
         "Error": state.error,
         "StartedAt": human.rfc3339(state.started),
         "FinishedAt": human.rfc3339(state.finished),
+        **({"Health": _health_state(state, probes)} if state.health else {}),
     }
+
+
+def _health_state(state: State, probes: Iterable[Probe]) -> View:
+    log = [
+        {
+            "Start": human.rfc3339(probe.start),
+            "End": human.rfc3339(probe.end),
+            "ExitCode": probe.exit_code,
+            "Output": probe.output,
+        }
+        for probe in probes
+    ]
+    return {"Status": state.health, "FailingStreak": state.failing_streak, "Log": log}
 
 
 def inspect(view: WorkloadView) -> View:
@@ -212,7 +242,7 @@ def inspect(view: WorkloadView) -> View:
         "Created": human.rfc3339(spec.created),
         "Path": argv[0] if argv else "",
         "Args": list(argv[1:]),
-        "State": state_view(view.state),
+        "State": state_view(view.state, view.probes),
         "Image": spec.image_id,
         "ResolvConfPath": paths.resolv_conf,
         "HostnamePath": paths.hostname,
@@ -262,15 +292,21 @@ def config_view(spec: WorkloadSpec) -> View:
         "Labels": dict(spec.labels),
         "StopSignal": spec.stop_signal,
         "StopTimeout": spec.stop_timeout,
-        **({"Healthcheck": _health(spec)} if spec.health else {}),
+        **({"Healthcheck": health_view(spec.health)} if spec.health else {}),
     }
 
 
-def _health(spec: WorkloadSpec) -> View:
-    assert spec.health is not None
-    names = {"interval": "Interval", "timeout": "Timeout", "start_period": "StartPeriod"}
-    fields = {new: getattr(spec.health, old) for old, new in names.items()}
-    return {"Test": list(spec.health.test), **fields, "Retries": spec.health.retries}
+def health_view(check: Health | Healthcheck) -> View:
+    """``Healthcheck`` of inspect, of workloads and images: what is not said is left out."""
+    fields = {
+        "Test": list(check.test),
+        "Interval": check.interval,
+        "Timeout": check.timeout,
+        "StartPeriod": check.start_period,
+        "StartInterval": check.start_interval,
+        "Retries": check.retries,
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def _key(port: Port) -> str:

@@ -27,6 +27,7 @@ from vmm.model.errors import Conflict, CorruptStore, HostError, NotFound, UsageE
 from vmm.model.ids import check_name
 from vmm.model.platform import architecture as architecture_of
 from vmm.ports.files import atomic_write, locked, sync_directory
+from vmm.ports.space import exhausted
 from vmm.storage.tree import remove_tree
 
 _RECORD = "kernel.json"
@@ -252,7 +253,11 @@ def _copy_modules(source: Path, target: Path) -> None:
     ignored = lambda directory, names: [  # noqa: E731
         name for name in names if os.path.islink(os.path.join(directory, name))
     ]
-    shutil.copytree(source / "kernel", target / "kernel", ignore=ignored)
+    try:
+        shutil.copytree(source / "kernel", target / "kernel", ignore=ignored)
+    except shutil.Error as error:  # one text of every file's failure
+        reason = HostError(f"{source}: not copied: {str(error)[:300]}")
+        raise exhausted(target) or reason from None
 
 
 def _digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from vmm.guest.kernels import Kernel, KernelStore
 from vmm.model.errors import HostError, UsageError
 from vmm.model.platform import architecture as architecture_of
 from vmm.ports.runner import Runner
+from vmm.ports.space import exhausted
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}\Z")
 _DEPENDS = re.compile(r"^Depends:(.*)$", re.MULTILINE)
@@ -52,7 +53,10 @@ def fetch(
         work = Path(directory)
         work.chmod(0o755)  # apt downloads as its own user
         say(f"downloading the package {real}")
-        runner.run(["env", "-C", str(work), "apt-get", "-q", "download", real], timeout=1800)
+        try:
+            runner.run(["env", "-C", str(work), "apt-get", "-q", "download", real], timeout=1800)
+        except HostError as error:
+            raise exhausted(work) or error from None
         found = sorted(work.glob("*.deb"))
         if not found:
             raise HostError(f"apt-get downloaded no {real}", "run apt-get update first")
@@ -67,7 +71,10 @@ def add_package(store: KernelStore, runner: Runner, deb: Path, *, name: str = ""
     store.root.mkdir(mode=0o710, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=store.root) as directory:
         root = Path(directory)
-        runner.run(["dpkg-deb", "-x", str(deb), str(root)], timeout=600)
+        try:
+            runner.run(["dpkg-deb", "-x", str(deb), str(root)], timeout=600)
+        except HostError as error:
+            raise exhausted(root) or error from None
         images = sorted(root.glob("boot/vmlinu[xz]-*"))
         if not images:
             raise UsageError(f"{deb}: a package without a kernel in /boot")

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from vmm.guest.access import open_to, share_file
 from vmm.guest.boot import BootFiles
-from vmm.guest.disks import make_disk
+from vmm.guest.disks import check_disk, make_disk
 from vmm.guest.erofsdir import MAGIC
 from vmm.guest.kernels import KernelStore
 from vmm.model.backend import RootLayout
 from vmm.model.errors import HostError
 from vmm.ports.files import atomic_write, locked, sync_directory
 from vmm.ports.runner import HostRunner, Runner
+from vmm.ports.space import is_full, no_space
 from vmm.storage.overlay import OverlayDriver
 
 _SUFFIX = ".erofs"
@@ -83,12 +84,16 @@ class DiskDriver:
         uid: int,
         gid: int,
         emulated: bool = False,
+        used: bool = False,
     ) -> RootLayout:
         """The root of a guest over the layers (base first), its own files in ``directory``.
 
         ``uid`` and ``gid`` are the hypervisor's: it may read the shared files and owns the
         guest's disk.  ``emulated``: no hardware runs the guest, so what boots quickest without
         is taken.  What is there already is kept, but the kernel is chosen anew.
+
+        ``used``: the guest ran before, so that its disk is not made again; CorruptStore when it
+        was lost or damaged.
         """
         self._open(gid, directory)
         kernel = self.kernels.choose(self._kernel)
@@ -96,6 +101,8 @@ class DiskDriver:
         image = self._image(chain_ids, lowers, gid)
         boot = self._boot.prepare(kernel, emulated=emulated, gid=gid, lock=self._locked)
         disk = os.path.join(directory, "disk.raw")
+        if used:
+            check_disk(disk)
         make_disk(disk, self._size, self._runner, uid=uid, gid=gid)
         self._note(Path(directory) / KERNEL_NAME, kernel.name)
         return RootLayout(
@@ -108,6 +115,10 @@ class DiskDriver:
             kernel=str(boot.kernel),
             initrd=str(boot.initrd),
         )
+
+    def verify(self, directory: Path | str) -> None:
+        """CorruptStore when the disk of a guest that ran is not there with all its blocks."""
+        check_disk(os.path.join(directory, "disk.raw"))
 
     def discard(self, directory: Path | str) -> None:
         """Remove what prepare() made in ``directory``."""
@@ -187,9 +198,9 @@ class DiskDriver:
             os.fsync(image)
             os.rename(made, path)
         except OSError as error:
-            raise HostError(
-                f"root image {path}: {error.strerror}", "vmm system df shows what takes space"
-            ) from None
+            if is_full(error):
+                raise no_space(self.directory) from None
+            raise HostError(f"root image {path}: {error.strerror}") from None
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(made)

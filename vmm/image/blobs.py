@@ -12,6 +12,7 @@ from types import TracebackType
 from vmm.image.reference import is_digest
 from vmm.model.errors import CorruptStore, HostError
 from vmm.ports.files import sync_directory
+from vmm.ports.space import is_full, no_space
 
 #: Largest configuration or manifest that is read (what registries accept).
 MAX_DOCUMENT = 4 << 20
@@ -51,6 +52,8 @@ class BlobWriter:
             try:
                 left = left[os.write(self._fd, left) :]
             except OSError as error:
+                if is_full(error):
+                    raise no_space(self._store.root) from None
                 raise HostError(f"writing to {self._store.root}: {error.strerror}") from None
         return len(data)
 

@@ -40,10 +40,12 @@ class Hypervisor(msgspec.Struct, frozen=True, kw_only=True):
     uid: int = 0
     gid: int = 0
     virtiofsd: str = ""
-    #: libvirt's version, as 9.0.0 → 9_000_000.
+    #: libvirt's version, as 9.0.0 → 9_000_000, and the emulator's.
     version: int = 0
-    #: libvirt gives what QEMU opens to QEMU's user, unless told not to (its DAC driver).
-    relabels: bool = True
+    emulator_version: int = 0
+    #: It is one user's libvirt (qemu:///session), whose QEMU has that user's rights alone: no
+    #: control groups, no links, no virtiofs.
+    session: bool = False
     #: argv of the program that starts and ends a domain, but for its last argument.
     control: tuple[str, ...] = ()
 
@@ -228,6 +230,15 @@ class Console(Protocol):
         ...
 
 
+@runtime_checkable
+class Halting(Protocol):
+    """The power of backends whose platform may stop a running workload by itself."""
+
+    def halted(self, workload: str) -> str:
+        """Why a workload that runs stands still, "" when it does not; cheap."""
+        ...
+
+
 class Backend(Protocol):
     """A kind of workload. compile() and compile_exec() are pure."""
 
@@ -240,6 +251,8 @@ class Backend(Protocol):
     outlives_shim: bool
     #: The platform keeps definition and spec too: record() at every change of them.
     keeps_spec: bool
+    #: While it is paused its processes alone stand still, so that its files can be copied.
+    copies_paused: bool
 
     def probe(self) -> list[Capability]:
         """What this host allows; the first entry is the backend itself."""
@@ -268,11 +281,9 @@ class Backend(Protocol):
         output as a file stream ("get"), or reads one into the directory ``path`` ("put")."""
         ...
 
-    def archive_plan(
-        self, given: CompileInput, direction: str, path: str, follow: bool
-    ) -> LaunchPlan:
-        """A plan of its own that does the same in the root and mounts of a workload that does not
-        run; Unsupported where only the workload itself can reach them."""
+    def archive_plan(self, given: CompileInput) -> LaunchPlan:
+        """A plan of its own for the root and mounts of a workload that does not run, in which such
+        processes can run until the end of its input."""
         ...
 
     def filter(self, spec: WorkloadSpec, facts: HostFacts, cache: str) -> bytes:

@@ -60,12 +60,25 @@ class HostError(VmmError):
     """The host refused: a missing program, privilege or kernel feature."""
 
 
+class NoSpace(HostError):
+    """A file system has no space or no inode left, or a quota is used up."""
+
+    exit_code = 125
+
+
 class CorruptStore(VmmError):
     """A stored object does not match its digest or its format."""
 
 
 class LaunchError(VmmError):
-    """The workload's process could not be started; ``step`` is the failing operation."""
+    """The workload's process could not be started; ``step`` is the failing operation.
+
+    The code is ``REFUSED``, 126 or 127 as above, or ``STOPPED`` + n when the workload was stopped
+    by signal n before it ran.
+    """
+
+    REFUSED = 125
+    STOPPED = 128
 
     def __init__(self, message: str, *, step: str = "", code: int = 125, hint: str = "") -> None:
         super().__init__(message, hint)

@@ -45,6 +45,24 @@ def duration(nanoseconds: int) -> str:
     return f"{hours // 8760} years"
 
 
+def go_duration(nanoseconds: int) -> str:
+    """``1m30s``, ``1.5s``, ``500ms``, ``0s``: as Go's time.Duration prints itself."""
+    seconds, rest = divmod(nanoseconds, _SECOND)
+    if 0 < nanoseconds < _SECOND:
+        unit, size = next(u for u in (("ms", 10**6), ("µs", 10**3), ("ns", 1)) if rest >= u[1])
+        whole, rest = divmod(rest, size)
+        return f"{whole}{_fraction(rest, len(str(size)) - 1)}{unit}"
+    minutes, hours = seconds // 60, seconds // 3600
+    text = f"{seconds % 60}{_fraction(rest, 9)}s"
+    if minutes:
+        text = f"{minutes % 60}m{text}"
+    return f"{hours}h{text}" if hours else text
+
+
+def _fraction(rest: int, digits: int) -> str:
+    return f".{rest:0{digits}d}".rstrip("0") if rest else ""
+
+
 def ago(then: int, now: int) -> str:
     """``5 minutes ago``; "N/A" for never (0)."""
     return f"{duration(now - then)} ago" if then else "N/A"

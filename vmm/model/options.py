@@ -124,6 +124,16 @@ def duration(text: str) -> int:
     return total
 
 
+def probe_time(text: str) -> int:
+    """A duration of the health check: 0, or at least 1 ms (Docker's bound)."""
+    value = 0 if text == "0" else duration(text.removeprefix("-"))
+    if value and text.startswith("-"):
+        raise UsageError("it cannot be negative", "use a number and ms, s, m or h: 1m30s")
+    if 0 < value < 10**6:
+        raise UsageError("it cannot be less than 1ms", "use a number and ms, s, m or h: 1m30s")
+    return value
+
+
 def timestamp(text: str, now: int) -> int:
     """Nanoseconds UTC of RFC 3339, a date, UNIX seconds, or a duration before ``now``."""
     if re.fullmatch(r"\d+(\.\d{1,9})?", text):

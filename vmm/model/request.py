@@ -5,7 +5,7 @@ None means that the caller said nothing, so that the image's value holds.
 
 import msgspec
 
-from vmm.model.spec import Log, Mount, Port, Resources, Restart, Security
+from vmm.model.spec import Health, Log, Mount, Port, Resources, Restart, Security
 
 
 class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +34,8 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     security: Security = Security()
     restart: Restart = Restart()
+    #: What is set wins over the image's; None: all as in the image.
+    health: Health | None = None
     #: None: the settings' defaults.
     log: Log | None = None
     labels: dict[str, str] = {}

@@ -109,13 +109,26 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """HEALTHCHECK (OCI image-spec's Docker extension); durations in ns."""
+    """HEALTHCHECK (OCI image-spec's Docker extension); durations in ns, 0 is Docker's default."""
 
+    #: ``CMD`` and words, ``CMD-SHELL`` and a line, or ``NONE``.
     test: tuple[str, ...] = ()
     interval: int = 0
     timeout: int = 0
     start_period: int = 0
+    #: Between probes in the start period.
+    start_interval: int = 0
     retries: int = 0
+    #: The image's SHELL, which runs a line; () is ``/bin/sh -c``.
+    shell: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command of a probe; () when nothing is to be probed."""
+        form, *words = self.test or ("NONE",)
+        if form == "CMD-SHELL" and words:
+            return (*(self.shell or ("/bin/sh", "-c")), *words)
+        return tuple(words) if form == "CMD" else ()
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

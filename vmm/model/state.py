@@ -7,6 +7,10 @@ import msgspec
 from vmm.model.backend import Endpoint
 from vmm.model.spec import Port
 
+#: Beside ``state.json``: what the last health probes found.
+HEALTH_LOG = "health.jsonl"
+#: "": nothing is probed.
+HealthStatus = Literal["", "starting", "healthy", "unhealthy"]
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 
 
@@ -30,6 +34,20 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     finished: int = 0
     restart_count: int = 0
     manual_stop: bool = False
+    health: HealthStatus = ""
+    #: Probes that failed in succession.
+    failing_streak: int = 0
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What one health probe found (a line of ``health.jsonl``, written by the shim alone)."""
+
+    #: Nanoseconds UTC.
+    start: int
+    end: int
+    #: -1: it took too long, or could not be run.
+    exit_code: int
+    output: str
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

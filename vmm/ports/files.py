@@ -11,26 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmm.model.errors import Conflict
+from vmm.ports.space import write_new
 
 
 def atomic_write(path: Path | str, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path`` by ``data``: temporary file, fsync, rename, fsync of the directory."""
+    """Replace ``path`` by ``data``: temporary file, fsync, rename, fsync of the directory.
+
+    On a full file system the file comes out of the reserve, if that is open (``Reserve``).
+    """
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode
-    )
+    fd = write_new(temporary, data, mode)
     try:
-        with open(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
+        os.fsync(fd)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    finally:
+        os.close(fd)
     sync_directory(os.path.dirname(path))
 
 

@@ -1,12 +1,14 @@
 """The index: which names, ids and addresses are taken.  A cache; storage is the truth.
 
-SQLite in WAL mode.  A name or an address is claimed by inserting it: the unique key decides
-between two claimants, in one transaction.
+A name or an address is claimed by inserting it: the unique key decides between two claimants, in
+one transaction.  SQLite keeps a rollback journal, and keeps its file: so reading makes no file,
+which a full disk would forbid, and removing finds its blocks there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +16,10 @@ from typing import Any, NamedTuple
 
 from vmm.model.errors import Conflict, CorruptStore, NotFound, VmmError
 from vmm.model.ids import HEX_PREFIX, short
+from vmm.ports.space import no_space
+
+#: Bytes of the rollback journal that are always there: what a removal writes is a fraction.
+JOURNAL = 64 << 10
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS workloads (
@@ -51,7 +57,7 @@ class Index:
             #: Never filled (``user_version`` is set with the first filling): the caller does it.
             self.fresh = self._rows("PRAGMA user_version")[0][0] == 0
             if not self.fresh:
-                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._settle()
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
@@ -64,6 +70,8 @@ class Index:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such" in str(error):
                 raise self._damaged(error) from None
+            if code == sqlite3.SQLITE_FULL:
+                raise no_space(self.path) from None
             raise VmmError(
                 f"the index {self.path} cannot be used: {error}",
                 "see that its directory can be written and its disk has space",
@@ -77,9 +85,20 @@ class Index:
     def create(self) -> None:
         """Make the tables; one process at a time."""
         with self._faults():
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._settle()
             self._db.executescript(SCHEMA)
-            self._db.execute("PRAGMA synchronous=NORMAL")
+        with self._write():  # nobody else writes the journal meanwhile
+            self._allocate()
+
+    def _settle(self) -> None:
+        """These hold for the connection (sqlite.org/pragma.html)."""
+        with contextlib.suppress(sqlite3.OperationalError):  # in another mode and in use: later
+            self._db.execute("PRAGMA journal_mode=PERSIST")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _allocate(self) -> None:
+        with contextlib.suppress(OSError), open(f"{self.path}-journal", "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, JOURNAL)
 
     def verify(self) -> None:
         """CorruptStore when the file is damaged or lacks a table."""
@@ -233,5 +252,5 @@ class Index:
 
 def discard(path: Path) -> None:
     """Remove a damaged index with its companions."""
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-journal"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from vmm.ports.space import discard, write_new
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """What was begun: ``create``, ``start``, ``remove``, … on which workload."""
@@ -23,6 +25,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     #: A removal that takes the anonymous volumes along.
     volumes: bool = False
+    #: What runs a step.
+    backend: str = "container"
 
 
 class Undo:
@@ -52,20 +56,24 @@ class Journal:
         self.directory = directory
 
     @contextlib.contextmanager
-    def begin(self, action: str, workload: str, *, volumes: bool = False) -> Iterator[Undo]:
+    def begin(
+        self, action: str, workload: str, *, volumes: bool = False, backend: str = "container"
+    ) -> Iterator[Undo]:
         """Record the change while the block runs.  After an exception what was pushed is undone,
         and the entry stays for the next command if that failed too."""
-        entry = Entry(action=action, workload=workload, pid=os.getpid(), volumes=volumes)
+        entry = Entry(
+            action=action, workload=workload, pid=os.getpid(), volumes=volumes, backend=backend
+        )
         path, fd = self._write(entry)
         undo = Undo()
         try:
             yield undo
         except BaseException:
             if undo.run():
-                path.unlink(missing_ok=True)
+                discard(os.fspath(path), fd)
             raise
         else:
-            path.unlink(missing_ok=True)
+            discard(os.fspath(path), fd)
         finally:
             os.close(fd)
 
@@ -74,13 +82,12 @@ class Journal:
         name = f"{entry.action}-{entry.workload}-{os.urandom(4).hex()}"
         path, temporary = self.directory / f"{name}.json", self.directory / f"{name}.tmp"
         while True:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = write_new(os.fspath(temporary), msgspec.json.encode(entry), borrow=True)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                os.write(fd, msgspec.json.encode(entry))
                 temporary.rename(path)
                 return path, fd
-            except FileNotFoundError:  # swept as a leftover between open and lock
+            except FileNotFoundError:  # swept as a leftover before it was locked
                 os.close(fd)
             except BaseException:
                 os.close(fd)

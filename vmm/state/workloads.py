@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 from vmm.model.errors import CorruptStore
 from vmm.model.ids import HEX64, short
 from vmm.model.spec import SCHEMA, WorkloadSpec
-from vmm.model.state import State
+from vmm.model.state import HEALTH_LOG, Probe, State
 from vmm.ports.files import atomic_write
 
 SPEC = "workload.json"
@@ -74,6 +75,18 @@ class WorkloadStore:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             path = self.path(workload) / STATE
             raise CorruptStore(f"{path}: {error}", "vmm system check --repair") from None
+
+    def probes(self, workload: str) -> tuple[Probe, ...]:
+        """What the last health probes found, the oldest first; damaged lines are left out."""
+        try:
+            lines = (self.path(workload) / HEALTH_LOG).read_bytes().splitlines()
+        except FileNotFoundError:
+            return ()
+        found = []
+        for line in lines:
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                found.append(msgspec.json.decode(line, type=Probe))
+        return tuple(found)
 
     def write_state(self, workload: str, state: State) -> None:
         """Correct the state of a workload whose shim is gone."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from vmm.model.backend import RootLayout
 from vmm.model.errors import CorruptStore, HostError, VmmError
 from vmm.ports.kernel import overlay_tree, tree
+from vmm.ports.space import is_full, no_space
 from vmm.storage.layers import MAX_LAYERS, LayerStore, directory_name, init_name, missing_layer
 from vmm.storage.tree import DIRECTORY, content_size, remove_tree, sync_filesystem
 
@@ -82,6 +83,8 @@ class OverlayDriver(LayerStore):
         try:
             return overlay_tree(layers, lowers, upper, work)
         except OSError as error:
+            if is_full(error):  # its own working directories
+                raise no_space(layers) from None
             raise HostError(
                 f"overlayfs over {layers} ({len(lowers)} layers): {error.strerror}",
                 "the kernel needs overlayfs, and the store a file system overlayfs can use",

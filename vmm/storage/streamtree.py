@@ -11,6 +11,7 @@ from collections.abc import Callable
 from vmm.model import filestream as fs
 from vmm.model.errors import HostError, VmmError
 from vmm.model.filestream import Entry, StreamReader, unchanged
+from vmm.ports.space import is_full, no_space
 from vmm.storage.tree import DIRECTORY, open_exactly
 from vmm.storage.treestream import FOREIGN
 
@@ -39,6 +40,8 @@ def stream_to_tree(
         try:
             receiver.take(changed)
         except OSError as error:
+            if is_full(error):
+                raise no_space(f"/proc/self/fd/{directory}") from None
             text = f"cannot make {changed.name!r:.300}: {error.strerror}"
             raise HostError(text) from None
     receiver.leave("")

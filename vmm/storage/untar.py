@@ -14,6 +14,7 @@ import stat
 from typing import IO, Literal, NamedTuple
 
 from vmm.model.errors import HostError, VmmError
+from vmm.ports.space import is_full
 from vmm.storage import tarstream
 from vmm.storage.tarstream import CHUNK, ArchiveError, Member, TarReader
 from vmm.storage.tree import DIRECTORY, open_inside, remove_entry
@@ -98,6 +99,8 @@ class _Extractor:
         try:
             self._place(member)
         except OSError as error:
+            if is_full(error):
+                raise
             raise _explained(error, member.name) from None
 
     def _count(self) -> None:
@@ -380,6 +383,6 @@ def _set_xattr(where: int | str, key: bytes, value: bytes) -> None:
 
 
 def _explained(error: OSError, name: bytes) -> VmmError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE):
+    if error.errno in (errno.EIO, errno.EROFS, errno.EMFILE):
         return HostError(f"unpacking {name[:200]!r}: {error.strerror}")
     return ArchiveError(f"entry {name[:200]!r}: {error.strerror}")

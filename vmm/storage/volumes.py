@@ -56,12 +56,28 @@ class VolumeStore:
             directory = self.root / volume.name
             if (directory / _RECORD).exists():
                 return self.inspect(volume.name)
-            directory.mkdir(mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                (directory / _DATA).mkdir()
-                (directory / _DATA).chmod(0o755)
-            atomic_write(directory / _RECORD, msgspec.json.encode(volume))
+            try:
+                self._make(directory, volume)
+            except BaseException:
+                self._unmake(directory)
+                raise
         return volume
+
+    @staticmethod
+    def _make(directory: Path, volume: Volume) -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (directory / _DATA).mkdir()
+            (directory / _DATA).chmod(0o755)
+        atomic_write(directory / _RECORD, msgspec.json.encode(volume))
+
+    @staticmethod
+    def _unmake(directory: Path) -> None:
+        """Remove a volume without a record; one that has content is kept for a person."""
+        with contextlib.suppress(OSError):
+            if (directory / _DATA).exists():
+                (directory / _DATA).rmdir()
+            directory.rmdir()
 
     def exists(self, name: str) -> bool:
         return (self.root / check_name(name, "volume name") / _RECORD).exists()
@@ -136,9 +152,7 @@ class VolumeStore:
                     for left in path.glob("_fill-*"):
                         remove_tree(os.fspath(left))
                     if not (path / _RECORD).exists():
-                        with contextlib.suppress(OSError):  # has content: kept for a person
-                            (path / _DATA).rmdir()
-                            path.rmdir()
+                        self._unmake(path)
 
     def fill(self, name: str, view: int, path: str) -> bool:
         """Copy the directory ``path`` of an image into a volume that is still empty.

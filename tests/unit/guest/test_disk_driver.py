@@ -219,3 +219,25 @@ def test_a_disk_too_small_is_refused(
     with pytest.raises(UsageError, match="too small"):
         driver.prepare(chain, work, uid=UID, gid=GID)
     assert not (work / "disk.raw").exists()
+
+
+def test_a_used_disk_is_never_made_again(driver: DiskDriver, chain: list[str], work: Path) -> None:
+    disk = Path(driver.prepare(chain, work, uid=UID, gid=GID).disk)
+    driver.verify(work)
+    whole = disk.stat().st_size
+    for size, said in ((whole - 4096, "was cut"), (512, "was cut")):
+        os.truncate(disk, size)
+        for used in (False, True):
+            with pytest.raises(CorruptStore, match=said) as caught:
+                driver.prepare(chain, work, uid=UID, gid=GID, used=used)
+            assert f"vmm rm {work.name[:12]}" in caught.value.hint
+    os.truncate(disk, whole)
+    with pytest.raises(CorruptStore, match="overwritten"):
+        driver.prepare(chain, work, uid=UID, gid=GID, used=True)
+    disk.unlink()
+    with pytest.raises(CorruptStore, match="is gone"):
+        driver.prepare(chain, work, uid=UID, gid=GID, used=True)
+    assert not disk.exists()
+    driver.prepare(chain, work, uid=UID, gid=GID)
+    os.truncate(disk, whole + (1 << 20))  # larger than its file system is fine
+    driver.prepare(chain, work, uid=UID, gid=GID, used=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from tests.unit.container import samples
 from vmm.backends.libvirt.metadata import decode
 from vmm.model.backend import (
+    CgroupHierarchy,
     CompileInput,
     Endpoint,
     HostFacts,
@@ -29,9 +32,30 @@ HYPERVISOR = Hypervisor(
     gid=64055,
     virtiofsd="/usr/lib/qemu/virtiofsd",
     version=9_000_000,
+    emulator_version=7_002_000,
     control=("/usr/bin/python3", "-I", "/usr/lib/vmm/control.py"),
 )
-HOST = HostFacts(kernel=(6, 1), cpus=4, cpuset_cpus="0-3", memory=8 << 30, hypervisor=HYPERVISOR)
+GROUPS = CgroupHierarchy(version=1, controllers=("cpu",), mountpoint="/sys/fs/cgroup/cpu")
+HOST = HostFacts(
+    kernel=(6, 1),
+    cpus=4,
+    cgroups=(GROUPS,),
+    cpuset_cpus="0-3",
+    memory=8 << 30,
+    hypervisor=HYPERVISOR,
+)
+SESSION = msgspec.structs.replace(
+    HOST,
+    cgroups=(),
+    hypervisor=msgspec.structs.replace(
+        HYPERVISOR,
+        uri="qemu:///session?socket=/run/user/1000/libvirt/libvirt-sock",
+        uid=1000,
+        gid=1000,
+        virtiofsd="",
+        session=True,
+    ),
+)
 PATHS = samples.PATHS
 LAYOUT = RootLayout(
     driver="disk",
@@ -79,6 +103,9 @@ class RecordedLibvirt:
         if self.down:
             raise self.down
         return 9_000_000
+
+    def emulator_version(self) -> int:
+        return 7_002_000
 
     def capabilities(self) -> str:
         self.calls.append(("capabilities",))

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.libvirt.machines import HOST, HYPERVISOR, LAYOUT, compile_input, spec
+from tests.unit.libvirt.machines import HOST, LAYOUT, SESSION, compile_input, spec
 from vmm.backends.libvirt import KvmBackend, QemuBackend
 from vmm.model.backend import CgroupHierarchy, Endpoint, HostFacts, ResolvedMount, RootLayout, User
 from vmm.model.launch import LaunchPlan
@@ -28,10 +28,7 @@ HOSTS = {
     "unified": msgspec.structs.replace(
         HOST, cgroups=(CgroupHierarchy(version=2, controllers=("cpu",), mountpoint="/c"),)
     ),
-    "session": msgspec.structs.replace(
-        HOST,
-        hypervisor=msgspec.structs.replace(HYPERVISOR, uri="qemu:///session", relabels=False),
-    ),
+    "session": SESSION,
 }
 
 

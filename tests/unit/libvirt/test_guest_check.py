@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.libvirt.machines import HOST, HYPERVISOR, spec
+from tests.unit.libvirt.machines import HOST, HYPERVISOR, SESSION, spec
 from vmm.backends.libvirt import QemuBackend
 from vmm.model.errors import VmmError
 from vmm.model.spec import Device, Mount, Network, Process, Resources, Security, Ulimit
@@ -16,6 +16,7 @@ BACKEND = QemuBackend()
 NO_SHARES = msgspec.structs.replace(
     HOST, hypervisor=msgspec.structs.replace(HYPERVISOR, virtiofsd="")
 )
+NO_GROUPS = msgspec.structs.replace(HOST, cgroups=())
 SHARED = Mount(kind="bind", target="/d", source="/d", propagation="rshared")
 FUSE = Device(host_path="/dev/fuse", path="/dev/fuse")
 
@@ -67,6 +68,34 @@ def test_volumes_need_virtiofs() -> None:
     BACKEND.check(workload, HOST)
     with pytest.raises(VmmError, match="no virtiofsd"):
         BACKEND.check(workload, NO_SHARES)
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "way_out"),
+    [
+        ({"resources": Resources(nano_cpus=15 * 10**8)}, "--cpus 1.5", "--cpus 2"),
+        ({"resources": Resources(nano_cpus=5 * 10**8)}, "--cpus 0.5", "--cpus 1"),
+        ({"resources": Resources(cpu_shares=512)}, "--cpu-shares 512", "--backend container"),
+    ],
+)
+def test_parts_of_a_cpu_need_control_groups(
+    values: dict[str, Any], named: str, way_out: str
+) -> None:
+    BACKEND.check(spec(**values), HOST)
+    for host, why in ((NO_GROUPS, "controller cpu"), (SESSION, "a session of libvirt")):
+        with pytest.raises(VmmError) as caught:
+            BACKEND.check(spec(**values), host)
+        assert named in caught.value.message and why in caught.value.message
+        assert way_out in caught.value.hint
+        BACKEND.check(spec(resources=Resources(nano_cpus=2 * 10**9, cpuset_cpus="1")), host)
+
+
+def test_a_session_shares_no_files() -> None:
+    workload = spec(mounts=(Mount(kind="volume", target="/d", source="v"),))
+    with pytest.raises(VmmError, match="a session of libvirt") as caught:
+        BACKEND.check(workload, SESSION)
+    assert "vmm cp" in caught.value.hint
+    BACKEND.check(spec(mounts=(Mount(kind="tmpfs", target="/t"),)), SESSION)
 
 
 def test_no_device_of_the_host_is_inside() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.unit.libvirt.machines import (
     HOST,
     HYPERVISOR,
     PATHS,
+    SESSION,
     UUID,
     RecordedLibvirt,
     compile_input,
@@ -169,6 +171,16 @@ def test_what_waits_for_the_next_start_changes_nothing(limits: dict[str, int]) -
     assert libvirt.calls == []
 
 
+def test_parts_of_a_cpu_of_a_running_guest_need_control_groups() -> None:
+    """It has two CPUs; one would be half of each."""
+    libvirt = running()
+    limits = Resources(memory=256 << 20, nano_cpus=10**9, pids_limit=10)
+    given = compile_input(spec(resources=limits), SESSION)
+    with pytest.raises(Unsupported, match="vmm stop web"):
+        QemuBackend(libvirt=libvirt).update(given, True)
+    assert libvirt.calls == []
+
+
 def test_a_guest_that_is_off_is_left_alone() -> None:
     libvirt = RecordedLibvirt()
     given = compile_input(spec(resources=Resources(memory=1 << 40)))
@@ -202,16 +214,39 @@ def test_the_control_program() -> None:
     assert down.returncode == 1 and "/nonexistent" in down.stderr
 
 
+@pytest.mark.parametrize("action", ["destroy", "reason", "start"])
+def test_a_libvirtd_that_hangs_is_as_one_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(control, "CONNECTS", {"destroy": 0.3, "reason": 0.3, "start": 0.3})
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        code = control.act_within(f"qemu+unix:///system?socket={path}", UUID, action)
+        said = capsys.readouterr()
+    if action == "start":
+        assert code == 1 and "does not answer" in said.err
+    else:
+        assert code == 0 and "the emulator" in said.out
+
+
+def test_pid_files_of_a_session_are_beside_its_socket(tmp_path: Path) -> None:
+    uri = f"qemu:///session?socket={tmp_path}/libvirt-sock"
+    assert f"{tmp_path}/qemu/run" in control.state_directories(uri)
+    assert control.state_directories("qemu:///system") == ["/run/libvirt/qemu"]
+
+
 def test_a_pid_file_of_another_process_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "vmm-x.pid").write_text(str(os.getpid()))
     monkeypatch.setattr(control, "PID_DIRECTORIES", (str(tmp_path),))
-    assert control.pid_of("vmm-x", UUID) == 0
+    assert control.pid_of("qemu:///system", "vmm-x", UUID) == 0
     argv = [sys.executable, "-c", "import time; print(flush=True); time.sleep(20)", UUID]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         (tmp_path / "vmm-x.pid").write_text(str(process.pid))
-        assert control.pid_of("vmm-x", UUID) == process.pid
+        assert control.pid_of("qemu:///system", "vmm-x", UUID) == process.pid
         process.kill()
-    assert control.pid_of("vmm-x", UUID) == 0
+    assert control.pid_of("qemu:///system", "vmm-x", UUID) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.shim.guestshimlab import GuestLab
 from tests.unit.shim.shimlab import Lab, make_root
 
 REPO = Path(__file__).parents[3]
@@ -36,3 +37,14 @@ def lab(tmp_path: Path, programs: Path, root: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path, programs, root)
     yield lab
     lab.close()
+
+
+@pytest.fixture
+def guest(tmp_path: Path, programs: Path, root: Path) -> Iterator[GuestLab]:
+    if os.geteuid():
+        pytest.skip("not root")
+    lab = GuestLab(tmp_path, programs, root)
+    yield lab
+    lab.close()
+    errors = tmp_path / "peer.err"
+    assert not errors.exists() or not errors.read_text()

@@ -1,7 +1,8 @@
 """A guest without a machine: what vmm-init does on its end of the channel (native/PROTOCOL.md, "The
 guest's channel"), with the workload as a process of the host. ``guestpeer.py CHANNEL MODE``.
 
-A mode other than ``good`` misbehaves in one way (MISDEEDS)."""
+A mode other than ``good`` misbehaves in one way (MISDEEDS); ``slow`` boots
+until CHANNEL.go is there, ``stuck`` too and says in CHANNEL.stuck that it will not power off."""
 
 from __future__ import annotations
 
@@ -197,7 +198,10 @@ class Peer:
                 assert session.credit <= CREDIT
             return
         if frame.type == SHUTDOWN:
-            sys.exit(0)
+            if self.mode != "stuck":
+                sys.exit(0)
+            Path(self.path + ".stuck").touch()
+            return
         self.answer(frame, args)
 
     def answer(self, frame: f.Frame, args: list[bytes]) -> None:
@@ -383,6 +387,8 @@ def main(path: str, mode: str) -> None:
         noise(path)
     if mode == "absent":
         time.sleep(3600)
+    while mode in ("slow", "stuck") and not os.path.exists(path + ".go"):
+        time.sleep(0.02)
     peer = Peer(path, mode)
     while True:
         peer.round()

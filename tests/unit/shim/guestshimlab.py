@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 class GuestLab(Lab):
     mode = "good"
     boot_ms, answer_ms, adopt = 10000, 3000, False
+    #: Bytes in the plan, so that it takes several frames.
+    padding = 200000
 
     def plan(self, *argv: str, **options: Any) -> LaunchPlan:
         tty, stdin = options.get("tty", False), options.get("stdin", False)
@@ -32,7 +34,7 @@ class GuestLab(Lab):
         )
         plan = super().plan(*argv, shim=shim, **options)
         stdio = op("guest.stdio", int(tty), int(stdin), int(options.get("once", False)))
-        padding = op("guest.mkdir", "x" * 200000, "0755", 0, 0)  # several frames
+        padding = op("guest.mkdir", "x" * self.padding, "0755", 0, 0)
         real = op("ns.new", "pid", "mount", "uts", "ipc")
         return plan._replace(host=(stdio, real if self.mode.startswith("/") else padding))
 

@@ -147,6 +147,17 @@ class Lab:
             found: dict[str, Any] = json.loads(control.status())
             return found
 
+    def idle_memory_is(self, most: int) -> None:
+        """Left alone, the shim has no more than so many KiB for itself; its program's pages are
+        shared by all shims."""
+        rollup = Path(f"/proc/{self.status()['shim_pid']}/smaps_rollup")
+        found: list[int] = []
+        end = time.monotonic() + 5
+        while not found or (found[-1] > most and time.monotonic() < end):
+            time.sleep(0.1)
+            found.append(int(rollup.read_text().partition("Anonymous:")[2].split()[0]))
+        assert found[-1] <= most, found
+
     def state(self) -> dict[str, Any]:
         """What is on disk."""
         found: dict[str, Any] = json.loads((self.path / "state.json").read_text())

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,6 @@ from vmm.control.client import Control
 from vmm.model.errors import LaunchError, VmmError
 from vmm.model.ids import new_id
 from vmm.model.launch import encode_ops, op
-
-
-@pytest.fixture
-def guest(tmp_path: Path, programs: Path, root: Path) -> Iterator[GuestLab]:
-    if os.geteuid():
-        pytest.skip("not root")
-    lab = GuestLab(tmp_path, programs, root)
-    yield lab
-    lab.close()
-    errors = tmp_path / "peer.err"
-    assert not errors.exists() or not errors.read_text()
 
 
 def wait_closed(control: Control) -> None:
@@ -177,30 +165,6 @@ def test_a_guest_that_outlives_its_kill_is_destroyed(guest: GuestLab) -> None:
     assert (state["exit_code"], guest.calls()) == (137, ["start", "destroy"])
     assert state["error"] == "guest did not end its workload when it was killed"
     assert not alive(guest.machine())
-
-
-def refused_start(control: Control) -> None:
-    with pytest.raises(LaunchError, match="stopped before its workload ran"):
-        control.start()
-
-
-def test_stop_while_it_boots(guest: GuestLab) -> None:
-    guest.mode = "absent"
-    guest.spawn("true")
-    control = guest.control()
-    starting = threading.Thread(target=refused_start, args=(control,))
-    starting.start()
-    eventually(lambda: (guest.path / "pid").exists())
-    with pytest.raises(VmmError, match="being started"):
-        guest.control().start()
-    guest.control().stop(15, 10000)
-    starting.join()
-    eventually(lambda: not alive(guest.machine()))
-    state = guest.state()
-    assert (state["status"], state["error"]) == (
-        "created",
-        "guest was stopped before its workload ran",
-    )
 
 
 def test_it_boots_again_as_the_policy_says(guest: GuestLab) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from tests.unit.shim.shimlab import LAXITY, Lab, eventually
 from vmm.control import Control, spawn_shim
 from vmm.control import frames as f
-from vmm.model.errors import VmmError
+from vmm.model.errors import LaunchError, VmmError
 from vmm.model.launch import op
 
 TYPES = [*range(1, 4), *range(10, 21), *range(30, 35), 0, 99, 255]
@@ -167,29 +168,46 @@ def test_another_user_is_not_served(lab: Lab) -> None:
     assert Control.connect(str(path)).status()
 
 
-def test_a_full_disk_still_has_the_true_state(lab: Lab) -> None:
-    disk = lab.path / "disk"
+@contextlib.contextmanager
+def small_disk(lab: Lab) -> Iterator[tuple[Path, Path]]:
+    """A disk of two pages for the state alone, and the plan of a workload that ends with 7."""
+    disk, path = lab.path / "disk", lab.path / "plan"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", disk], check=True)
+    plan = lab.plan("sh", "-c", "exit 7", log=("none",))
+    state = op("state", str(disk / "state.json"))
+    shim = tuple(state if o.name == "state" else o for o in plan.shim)
+    path.write_bytes(plan._replace(shim=shim).encode())
     try:
-        plan = lab.plan("sh", "-c", "exit 7", log=("none",))
-        shim = tuple(
-            op("state", str(disk / "state.json")) if o.name == "state" else o for o in plan.shim
-        )
-        path = lab.path / "plan"
-        path.write_bytes(plan._replace(shim=shim).encode())
-        spawn_shim(lab.programs, path)
-        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
-            while filler.write(bytes(4096)):
-                pass
+        yield disk, path
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+
+def test_a_full_disk_still_has_the_true_state(lab: Lab) -> None:
+    with small_disk(lab) as (disk, plan):
+        spawn_shim(lab.programs, plan)
+        fill(disk)
         control = lab.control()
         control.expect_exit()
         control.start()
         assert control.wait_closed()
         state = json.loads((disk / "state.json").read_text())
         assert (state["status"], state["exit_code"]) == ("exited", 7)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_nothing_starts_whose_state_could_not_be_told(lab: Lab) -> None:
+    with small_disk(lab) as (disk, plan):
+        fill(disk)
+        with pytest.raises(LaunchError, match=rf"cannot write {disk}/state\.json: No space left"):
+            spawn_shim(lab.programs, plan)
+        assert not (disk / "state.json").exists()
 
 
 def test_no_descriptors_left_costs_no_time(lab: Lab) -> None:

@@ -242,6 +242,17 @@ def copy(s: Stage) -> None:
     assert s.vmm.run("cp", f"{s.idle}:/no/such", str(s.files), check=False).returncode == 1
 
 
+def copy_paused(s: Stage) -> None:
+    got = s.files / "paused"
+    s.vmm.run("pause", s.idle)
+    try:
+        s.done(s.vmm.run("cp", f"{s.idle}:/etc/hostname", str(got), check=False))
+        s.done(s.vmm.run("cp", str(got), f"{s.idle}:/work/paused", check=False))
+    finally:
+        s.vmm.run("unpause", s.idle)
+    assert s.sh("cmp /etc/hostname /work/paused && echo same") == "same"
+
+
 def update(s: Stage) -> None:
     s.vmm.run("update", "-m", "192m", s.idle)
     assert s.vmm.inspect(s.idle)["HostConfig"]["Memory"] == 192 << 20
@@ -323,18 +334,17 @@ def stop_and_start(s: Stage) -> None:
 def copy_while_off(s: Stage) -> None:
     name, note = f"off-{s.backend}", s.files / "note"
     note.write_text("carried in\n")
-    script = "cat /note; cp /note /answer; mkdir /work/d; echo kept >/work/d/file"
-    volume = f"{s.volume}:/work"
+    script = "cat /note; cp /note /out/answer; mkdir /out/work/d; echo kept >/out/work/d/file"
+    volume = f"{s.volume}:/out/work"
     s.vmm.run(
         "create", "--backend", s.backend, "--name", name, "--network", "none", "-v", volume,
         "busybox", "sh", "-c", script,
     )  # fmt: skip
     s.vmm.run("cp", str(note), f"{name}:/")
     assert s.vmm.out("start", "-a", name) == "carried in"
-    s.vmm.run("cp", f"{name}:/answer", str(s.files / "answer"))
-    assert (s.files / "answer").read_text() == "carried in\n"
-    s.vmm.run("cp", f"{name}:/work/d", str(s.files))
-    assert (s.files / "d/file").read_text() == "kept\n"
+    s.vmm.run("cp", f"{name}:/out", str(s.files))
+    assert (s.files / "out/answer").read_text() == "carried in\n"
+    assert (s.files / "out/work/d/file").read_text() == "kept\n"
     s.vmm.run("rm", name)
 
 
@@ -425,6 +435,7 @@ SHARED = (
     Case("statistics", statistics, "vmm stats"),
     Case("list of processes", top, "vmm top"),
     Case("copying files in and out while it runs", copy, "vmm cp"),
+    Case("copying files in and out while it is paused", copy_paused, "vmm cp"),
     Case("ps, inspect, logs", shown, "vmm ps"),
     Case("metadata", metadata, "vmm meta"),
     Case("less memory while it runs", update, "vmm update -m"),

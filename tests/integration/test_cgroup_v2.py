@@ -61,6 +61,13 @@ SCRIPTS = {
         vmm start life; group=$(echo /sys/fs/cgroup/vmm-*/*/); members "$group"
         kill -9 $(pidof vmm-shim); await empty "$group"; members "$group"; state life
     """,
+    "paused": """
+        group=$(started --name still --memory 32m busybox sh -c 'echo old >/file; sleep 1000')
+        await vmm exec still cat /file; vmm pause still; grep frozen "$group/cgroup.events"
+        vmm cp still:/file "$SCRATCH/file"; echo new >>"$SCRATCH/file"
+        vmm cp "$SCRATCH/file" still:/; grep frozen "$group/cgroup.events"
+        vmm unpause still; vmm exec still cat /file; vmm rm -f still
+    """,
     "groups of its own": """
         group=$(started --name manager --privileged --restart on-failure:1 busybox sh -c '
             leaf=/sys/fs/cgroup/first; [ -e /again ] && leaf=/sys/fs/cgroup/second
@@ -177,6 +184,12 @@ def test_a_lost_shim_takes_its_workload_along(results: dict[str, Result]) -> Non
     name, before, after, state = results["shim lost"].out.splitlines()
     assert (name, before, after) == ("life", "2", "0")
     assert '"ExitCode":137' in state and '"Error":"shim lost"' in state
+
+
+def test_files_are_copied_while_the_group_is_frozen(results: dict[str, Result]) -> None:
+    lines = results["paused"].out.splitlines()
+    frozen, thawed = ["still", "frozen 1", "frozen 1"], ["still", "old", "new", "still"]
+    assert lines == ["old", *frozen, *thawed], results["paused"].err
 
 
 def test_a_workload_may_have_groups_of_its_own(results: dict[str, Result]) -> None:

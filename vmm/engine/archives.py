@@ -162,11 +162,8 @@ def files(ctx: Context, spec: WorkloadSpec) -> Iterator[Files]:
             "vmm ps shows it",
         )
     if state.status == "paused" and not ctx.backend(spec.backend).copies_paused:
-        why = state.error or f"backend {spec.backend}: nothing runs in it that could copy"
-        raise Conflict(
-            f"Container {spec.name} is paused, unpause the container first: {why}",
-            f"vmm unpause {spec.name}",
-        )
+        why = state.error or f"backend {spec.backend}: nothing runs in it, a copy neither"
+        raise Conflict(f"Container {spec.name} is paused: {why}", f"vmm unpause {spec.name}")
     if state.status in ("running", "paused"):
         yield running(ctx, spec)
     else:

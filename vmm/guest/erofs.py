@@ -69,6 +69,13 @@ class _Directory:
         self.inline = False
 
 
+def _write_at(fd: int, data: bytes, at: int) -> None:
+    """All of it: on a disk that is nearly full a write may stop early (pwrite(2))."""
+    while data:
+        done = os.pwrite(fd, data, at)
+        data, at = data[done:], at + done
+
+
 class _Writer:
     def __init__(self, image: int, meta: int) -> None:
         self._image, self._meta = image, meta
@@ -80,7 +87,7 @@ class _Writer:
         self._links: dict[tuple[int, int], list[int]] = {}
 
     def write(self, root: int) -> Written:
-        top = _Directory(os.fstat(root), packed_xattrs(f"/proc/self/fd/{root}", "/"), None)
+        top = _Directory(os.fstat(root), packed_xattrs(f"/proc/self/fd/{root}/.", "/"), None)
         top.nid = self._place(len(top.xattrs), 0) // _SLOT  # 16 bits in the superblock
         directories = [top, *self._files(root, top)]
         for directory in directories[1:]:
@@ -91,7 +98,7 @@ class _Writer:
         for directory in directories:
             self._write_directory(directory)
         for nid, count in self._links.values():
-            os.pwrite(self._meta, struct.pack("<I", count), nid * _SLOT + _NLINK_AT)
+            _write_at(self._meta, struct.pack("<I", count), nid * _SLOT + _NLINK_AT)
         return self._finish(top.nid)
 
     def _files(self, root: int, top: _Directory) -> list[_Directory]:
@@ -147,7 +154,7 @@ class _Writer:
             whole, tail = len(content), b""
         first = self._take(whole)
         if whole:
-            os.pwrite(self._image, content[:whole], first * BLOCK)
+            _write_at(self._image, content[:whole], first * BLOCK)
         layout = _INLINE if tail else _PLAIN
         return self._put(layout, status, xattrs, len(content), first, tail)
 
@@ -210,7 +217,7 @@ class _Writer:
         """Append an inode; its nid. ``spread``: what follows it may cross blocks."""
         place = self._place(len(xattrs) + (len(tail) if spread else 0), 0 if spread else len(tail))
         inode = self._inode(layout, status, xattrs, size, where, 1, place)
-        os.pwrite(self._meta, inode + xattrs + tail, place)
+        _write_at(self._meta, inode + xattrs + tail, place)
         return place // _SLOT
 
     def _inode(
@@ -232,13 +239,13 @@ class _Writer:
         content = directory_blocks(entries)
         whole = len(content) // BLOCK * BLOCK if directory.inline else len(content)
         first = self._take(whole)
-        os.pwrite(self._image, content[:whole], first * BLOCK)
+        _write_at(self._image, content[:whole], first * BLOCK)
         layout = _INLINE if content[whole:] else _PLAIN
         place, links = directory.nid * _SLOT, 2 + directory.subdirectories
         inode = self._inode(
             layout, directory.status, directory.xattrs, len(content), first, links, place
         )
-        os.pwrite(self._meta, inode + directory.xattrs + content[whole:], place)
+        _write_at(self._meta, inode + directory.xattrs + content[whole:], place)
 
     def _finish(self, root_nid: int) -> Written:
         start = self._take(self._at)
@@ -250,7 +257,7 @@ class _Writer:
             MAGIC, 0, _COMPAT_MTIME, 12, 0, root_nid, self._inodes, 0, 0, self._block, start, 0,
             bytes(16), b"vmm-root", incompat,
         )  # fmt: skip
-        os.pwrite(self._image, block, _SUPER_AT)
+        _write_at(self._image, block, _SUPER_AT)
         return Written(self._inodes, self._block * BLOCK)
 
 

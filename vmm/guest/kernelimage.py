@@ -137,16 +137,27 @@ def _banner(data: mmap.mmap, path: Path | str) -> str:
 def _pieces(payload: bytes) -> Iterator[bytes] | None:
     """The pieces of a payload, which ends in its length except for gzip's own."""
     if payload[:2] == b"\x1f\x8b":
-        return iter([zlib.decompressobj(31).decompress(payload, _LARGEST)])
+        return _gzip(payload)
     if payload[:6] == b"\xfd7zXZ\0":
-        import lzma
-
-        return iter([lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload, _LARGEST)])
+        return _xz(payload)
     if payload[:4] == b"\x02\x21\x4c\x18":
         return _program("lz4", payload[:-4])
     if payload[:4] == b"\x28\xb5\x2f\xfd":
         return _program("zstd", payload[:-4])
     return None
+
+
+def _gzip(payload: bytes) -> Iterator[bytes]:
+    yield zlib.decompressobj(31).decompress(payload, _LARGEST)
+
+
+def _xz(payload: bytes) -> Iterator[bytes]:
+    import lzma
+
+    try:
+        yield lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload, _LARGEST)
+    except lzma.LZMAError as error:
+        raise EOFError(str(error)) from None
 
 
 def _program(name: str, payload: bytes) -> Iterator[bytes]:

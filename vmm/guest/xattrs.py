@@ -17,7 +17,8 @@ _PREFIXES = (
 _OVERLAY = "trusted.overlay."
 _HEADER = bytes(12)
 _ENTRY = struct.Struct("<BBH")
-_MOST = 0xFFFF * 4
+#: What the 16 bits of an inode can count, in units of 4 bytes beside the header.
+_MOST = 0xFFFE * 4
 
 
 def packed_xattrs(path: str, shown: str) -> bytes:

@@ -135,3 +135,15 @@ def test_an_attribute_that_does_not_fit_is_named(tree: Path) -> None:
             image_of(tree)
     finally:
         subprocess.run(["umount", str(tmpfs)], check=True)
+
+
+def test_the_top_keeps_its_own_attributes(tree: Path) -> None:
+    def described() -> str:
+        image, _ = image_of(tree)
+        return subprocess.run(
+            ["dump.erofs", "--path=/", str(image)], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "Xattr size: 0" in described()
+    os.setxattr(tree, "user.mark", b"value")
+    assert "Xattr size: 28" in described()

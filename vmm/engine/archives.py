@@ -204,10 +204,10 @@ def _woken(ctx: Context, spec: WorkloadSpec) -> Iterator[Files]:
     with ctx.lock(spec.id):
         if observe(ctx, spec.id).status in LIVE:
             raise Conflict(f"Container {spec.name} was just started", "copy again")
-        identity = new_id()
+        theirs, identity = launching.compile_input(ctx, spec), new_id()
         with ctx.journal.begin("step", identity, backend=spec.backend) as undo:
             undo.push(lambda: drop_step(ctx, identity, spec.backend))
-            given = _one_off(ctx, spec, identity)
+            given = _one_off(ctx, spec, theirs, identity)
             backend = ctx.backend(spec.backend)
             plan = backend.archive_plan(given)
             backend.prepare(given, plan)
@@ -225,12 +225,11 @@ def _end(control: Control) -> None:
     control.wait_closed()
 
 
-def _one_off(ctx: Context, spec: WorkloadSpec, identity: str) -> CompileInput:
+def _one_off(ctx: Context, spec: WorkloadSpec, theirs: CompileInput, identity: str) -> CompileInput:
     """The workload's files under another identity, without limits, network or command."""
     directory = ctx.run_dir / short(identity)
     directory.mkdir(mode=0o700)
     (directory / "exec").mkdir(mode=0o700)
-    given = launching.compile_input(ctx, spec)
     alone = msgspec.structs.replace(
         spec,
         id=identity,
@@ -246,11 +245,11 @@ def _one_off(ctx: Context, spec: WorkloadSpec, identity: str) -> CompileInput:
         stop_timeout=0,
     )
     return msgspec.structs.replace(
-        given,
+        theirs,
         spec=alone,
         stored=None,
         paths=_paths(ctx, spec.id, identity, directory),
-        root=msgspec.structs.replace(given.root, volatile=False),
+        root=msgspec.structs.replace(theirs.root, volatile=False),
         endpoint=None,
         seccomp=b"",
         guest_memory=_MEMORY,

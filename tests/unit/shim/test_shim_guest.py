@@ -39,7 +39,7 @@ def test_a_run_from_start_to_end(guest: GuestLab) -> None:
     assert [e["log"] for e in guest.log()] == ["out\n", "err\n"]
     assert [e["Action"] for e in guest.events()] == ["start", "die"]
     assert guest.calls() == ["start"]
-    assert not alive(guest.machine())
+    eventually(lambda: not alive(guest.machine()))
     assert not (guest.path / "channel").exists()
 
 
@@ -164,7 +164,7 @@ def test_a_guest_that_outlives_its_kill_is_destroyed(guest: GuestLab) -> None:
     state = guest.ended()
     assert (state["exit_code"], guest.calls()) == (137, ["start", "destroy"])
     assert state["error"] == "guest did not end its workload when it was killed"
-    assert not alive(guest.machine())
+    eventually(lambda: not alive(guest.machine()))
 
 
 def test_it_boots_again_as_the_policy_says(guest: GuestLab) -> None:

@@ -64,7 +64,7 @@ def test_a_guest_that_breaks_the_protocol_is_ended(guest: GuestLab, mode: str) -
     assert (state["exit_code"], state["signal"]) == (137, 9)
     assert state["error"].startswith("guest ")
     assert BROKEN[mode] in state["error"]
-    assert not alive(guest.machine())
+    eventually(lambda: not alive(guest.machine()))
     assert guest.calls() == ["start", "destroy"]
 
 
@@ -75,7 +75,7 @@ def test_a_guest_that_lies_about_its_end_is_ended(guest: GuestLab) -> None:
     collect(control)
     assert 8 < time.monotonic() - began < 14
     assert guest.ended()["error"] == "guest did not power off within 10 s"
-    assert not alive(guest.machine())
+    eventually(lambda: not alive(guest.machine()))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_guest_that_does_not_come_up(guest: GuestLab, mode: str, why: str) -> 
     state = guest.state()
     assert (state["status"], state["exit_code"]) == ("created", 125)
     assert why in state["error"]
-    assert not alive(guest.machine())
+    eventually(lambda: not alive(guest.machine()))
 
 
 def test_an_error_of_the_plan_is_the_guests_own(guest: GuestLab) -> None:

@@ -18,6 +18,7 @@ from vmm.control import frames
 from vmm.control.client import Control, parse_exit
 from vmm.engine import launching
 from vmm.engine.context import Context
+from vmm.engine.recovery import recover
 from vmm.engine.runstep import drop_step, launched
 from vmm.engine.status import LIVE, observe, seen
 from vmm.engine.users import LIMIT, Reader
@@ -201,6 +202,7 @@ def reader(ctx: Context, spec: WorkloadSpec) -> Reader:
 def _woken(ctx: Context, spec: WorkloadSpec) -> Iterator[Files]:
     """Those of one that does not run: its root and mounts without its process, as long as the
     block lasts. The workload is locked meanwhile, so that nothing starts over the same root."""
+    recover(ctx)  # a copy that was killed may still hold the root
     with ctx.lock(spec.id):
         if observe(ctx, spec.id).status in LIVE:
             raise Conflict(f"Container {spec.name} was just started", "copy again")

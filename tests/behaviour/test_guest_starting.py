@@ -29,10 +29,10 @@ def vmm(machines: Instance) -> Iterator[Instance]:
 
 
 def booting(vmm: Instance, *words: str, **options: object) -> subprocess.Popen[bytes]:
-    """A client that runs a guest, once that boots."""
+    """A client that runs a guest, once its emulator runs."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     client = vmm.popen("run", *words, *GUEST, "sleep", "100", **pipes)
-    until(lambda: bool(list(Path(vmm.run_dir).glob("*/channel.sock"))))
+    until(lambda: bool(list(Path("/run/libvirt/qemu").glob(f"{vmm.mark}-*.pid"))))
     return client
 
 

@@ -83,13 +83,13 @@ def test_states_events_and_log(either: Lab) -> None:
     assert all(sorted(r["output"].split()) == ["looked", "twice"] for r in last)
     assert all(r["start"] < r["end"] for r in last)
     assert all(b["start"] - a["end"] > 30_000_000 for a, b in pairwise(last))
-    assert changes(either) == ["unhealthy", "healthy"]
+    eventually(lambda: changes(either) == ["unhealthy", "healthy"])
     assert len(list((either.path / "exec").iterdir())) == 1  # ours
     assert [e["Action"] for e in either.events() if "looked" in e["Action"]] == []
     control.stop(9, 0)
     eventually(lambda: either.state()["status"] == "exited")
     assert either.state()["health"] == "unhealthy"
-    assert changes(either) == ["unhealthy", "healthy"]
+    eventually(lambda: changes(either) == ["unhealthy", "healthy"])
 
 
 @pytest.mark.parametrize("either", KINDS, indirect=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from vmm.model import human
 from vmm.model.launch import Op, op
 from vmm.model.spec import Health
-from vmm.model.state import HEALTH_LOG as LOG
 
 _MS = 10**6
 _SECOND = 10**9
@@ -15,8 +14,6 @@ START_INTERVAL = 5 * _SECOND
 RETRIES = 3
 #: What the shim takes (native/shim/config.c), for images that say anything.
 _LONGEST, _MOST = 2**60, 2**31 - 1
-
-__all__ = ["LOG", "operation"]
 
 
 def operation(check: Health, log: str, operations: bytes) -> Op:

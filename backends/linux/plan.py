@@ -8,6 +8,7 @@ from vmm.model.backend import CompileInput, ExecInput
 from vmm.model.errors import UsageError
 from vmm.model.launch import LaunchPlan, Op, encode_ops, op
 from vmm.model.spec import Security
+from vmm.model.state import HEALTH_LOG
 
 #: The workload's end of its network link.
 INTERFACE = "eth0"
@@ -117,7 +118,7 @@ def _health(given: CompileInput) -> list[Op]:
     if check is None or not check.argv:
         return []
     asked = ExecInput(argv=check.argv, env=(), cwd=spec.process.cwd, user=given.user)
-    log = f"{given.paths.directory}/{health.LOG}"
+    log = f"{given.paths.directory}/{HEALTH_LOG}"
     return [health.operation(check, log, compile_exec(given, asked))]
 
 

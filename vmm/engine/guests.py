@@ -46,7 +46,7 @@ def check(ctx: Context, *, repair: bool) -> list[str]:
         if not ctx.store.path(spec.id).exists() and spec.id not in ctx.journal.active():
             faults.append(f"domain of {short(spec.id)} ({spec.name}): the workload is gone")
             if repair:
-                _forget(ctx, spec)
+                forget(ctx, spec)
     for spec in guests:
         faults += _check_disk(ctx, spec)
         if spec.backend not in silent and known.get(spec.id) != spec:
@@ -79,7 +79,8 @@ def _guests(ctx: Context) -> list[WorkloadSpec]:
     return found
 
 
-def _forget(ctx: Context, spec: WorkloadSpec) -> None:
+def forget(ctx: Context, spec: WorkloadSpec) -> None:
+    """End what runs under this identity, and have its platform know no more of it."""
     given = launching.bare_input(ctx, spec)
     ctx.backend(spec.backend).cleanup(given)
     ctx.backend(spec.backend).forget(given)

@@ -70,13 +70,10 @@ def run_step(
 def drop_step(ctx: Context, workload: str, name: str = "container") -> None:
     """Kill a step of backend ``name`` if it runs and release what it took; its files are the
     build's."""
-    from vmm.engine import lifecycle
+    from vmm.engine import guests, lifecycle
 
     lifecycle.end_shim(ctx, workload, 9, 0)
-    backend, spec = ctx.backend(name), lifecycle.remains(workload)
-    given = launching.bare_input(ctx, msgspec.structs.replace(spec, backend=name))
-    backend.cleanup(given)
-    backend.forget(given)
+    guests.forget(ctx, msgspec.structs.replace(lifecycle.remains(workload), backend=name))
     ctx.network.release(workload)
     lifecycle.remove_tree(str(ctx.run_dir / short(workload)))
 

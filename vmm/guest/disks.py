@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import struct
+from pathlib import Path
 
 from vmm.model.errors import CorruptStore, HostError, UsageError
 from vmm.ports.files import sync_directory
@@ -55,12 +56,16 @@ def make_disk(path: str, size: int, runner: Runner, *, uid: int, gid: int) -> No
     sync_directory(os.path.dirname(path))
 
 
+def head_of(path: Path | str, length: int) -> tuple[bytes, int]:
+    """The first ``length`` bytes of a disk's or an image's file, and the bytes it has."""
+    with open(path, "rb") as file:
+        return file.read(length), os.fstat(file.fileno()).st_size
+
+
 def check_disk(path: str) -> None:
     """CorruptStore unless a disk is there with all its blocks; its content is not looked at."""
     try:
-        with open(path, "rb") as disk:
-            head = disk.read(_SUPERBLOCK.size)
-            size = os.fstat(disk.fileno()).st_size
+        head, size = head_of(path, _SUPERBLOCK.size)
     except FileNotFoundError:
         raise _lost(path, "the guest's disk is gone, and what it wrote with it") from None
     if len(head) < _SUPERBLOCK.size:

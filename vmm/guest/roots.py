@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vmm.guest.access import open_to, share_file
 from vmm.guest.boot import BootFiles
-from vmm.guest.disks import check_disk, make_disk
+from vmm.guest.disks import check_disk, head_of, make_disk
 from vmm.guest.erofsdir import MAGIC
 from vmm.guest.kernels import KernelStore
 from vmm.model.backend import RootLayout
@@ -40,9 +40,7 @@ KERNEL_NAME = "kernel"
 def is_whole(path: Path) -> bool:
     """Whether a root image is there with all its blocks; its content is not looked at."""
     try:
-        with open(path, "rb") as image:
-            head = image.read(_HEAD.size)
-            size = os.fstat(image.fileno()).st_size
+        head, size = head_of(path, _HEAD.size)
     except FileNotFoundError:
         return False
     if len(head) < _HEAD.size:

@@ -142,12 +142,18 @@ def test_a_second_start_is_answered_with_the_first(guest: GuestLab) -> None:
     guest.control().stop(9, 0)
 
 
-def test_detach_keys_leave_the_boot_going_on(guest: GuestLab) -> None:
-    booting(guest, "sh", "-c", "read x; echo got $x", tty=True, stdin=True)
+def on_terminal(guest: GuestLab, *argv: str) -> tuple[int, subprocess.Popen[bytes]]:
+    """A client on a terminal, whose guest boots; the terminal's master."""
+    booting(guest, *argv, tty=True, stdin=True)
     master, slave = pty.openpty()
     process = client(guest, tty=True, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     boots(guest)
+    return master, process
+
+
+def test_detach_keys_leave_the_boot_going_on(guest: GuestLab) -> None:
+    master, process = on_terminal(guest, "sh", "-c", "read x; echo got $x")
     os.write(master, b"early\r\x10\x11")
     assert b"kept" in read_until(master, b"[None]")
     assert process.wait(10) == 0
@@ -169,11 +175,7 @@ def test_a_signal_ends_the_start_and_the_session(guest: GuestLab) -> None:
 
 
 def test_a_killed_terminal_leaves_the_boot_going_on(guest: GuestLab) -> None:
-    booting(guest, "sh", "-c", "exit 7", tty=True, stdin=True)
-    master, slave = pty.openpty()
-    process = client(guest, tty=True, stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    boots(guest)
+    master, process = on_terminal(guest, "sh", "-c", "exit 7")
     process.send_signal(signal.SIGTERM)
     assert b"kept" in read_until(master, b"kept")
     assert process.wait(10) == -signal.SIGTERM

@@ -1,4 +1,5 @@
-"""The spec inside a domain's metadata: one JSON text, so that guests are found again from libvirt.
+"""A spec's public part inside a domain's metadata: one JSON text, so that guests are found again
+from libvirt, which shows it to any local user (``virsh -r dumpxml``).
 
 libvirt's XML cannot carry control characters, and JSON strings say any character as ``\\uXXXX``:
 the text is printable ASCII, whatever labels and environment hold.
@@ -11,7 +12,7 @@ import re
 import msgspec
 
 from vmm.backends.libvirt.xml import Element, element
-from vmm.model.spec import SCHEMA, WorkloadSpec
+from vmm.model.spec import SCHEMA, WorkloadSpec, public
 
 #: XML namespace of the element (virDomainGetMetadata(), VIR_DOMAIN_METADATA_ELEMENT).
 NAMESPACE = "urn:vmm:workload:1"
@@ -31,7 +32,7 @@ def _escaped(match: re.Match[str]) -> str:
 def of(spec: WorkloadSpec, mark: str) -> Element:
     """The domain's ``<metadata>``; ``mark`` tells instances apart."""
     attributes = {"xmlns:vmm": NAMESPACE, "instance": mark}
-    return element("metadata", {}, element("vmm:workload", attributes, text=encode(spec)))
+    return element("metadata", {}, element("vmm:workload", attributes, text=encode(public(spec))))
 
 
 def decode(document: str, mark: str) -> WorkloadSpec | None:

@@ -16,6 +16,7 @@ from tests.instance import Instance, until
 from tests.integration.test_crash import Case, batch, claims, gone, instants, kill_at
 
 URI = "qemu:///system"
+SECRET = "topsecret-3141"
 #: Kills of each command; one of some commands by default.
 KILLS = int(os.environ.get("VMM_TEST_KILLS", "0"))
 SAMPLE = random.Random(21).sample
@@ -127,9 +128,11 @@ def test_killed_at_any_instant(vmm: Instance, case: Case, bind: str, tmp_path: P
 def test_libvirtd_is_killed(vmm: Instance, bind: str) -> None:
     """One boot; each command gives its result, or says what to do, in a moment."""
     start = ["run", "-d", "--backend", "qemu", "--name", "c", "-v", f"{bind}:/bound", "-v", "/a"]
-    (ran,) = batch(vmm, [*start, "busybox", "sleep", "1000"])
+    (ran,) = batch(vmm, [*start, "-e", f"KEY={SECRET}", "busybox", "sleep", "1000"])
     assert ran[0] == 0, ran
     workload = ran[1].strip()
+    shown = vmm.inside("virsh", "-r", "-c", URI, "dumpxml", f"{vmm.mark}-{workload[:12]}").stdout
+    assert workload in shown and SECRET not in shown
     daemon = int(Path("/run/libvirtd.pid").read_text())
     os.kill(daemon, signal.SIGKILL)
     gone(daemon)
@@ -157,12 +160,7 @@ def test_libvirtd_is_killed(vmm: Instance, bind: str) -> None:
     )
     assert check[0] == 1 and "an older copy" in check[1]
     assert repair[0] == 0 and clean == (0, "", "")
-    spec = (vmm.root / "workloads" / workload / "workload.json").read_text()
-    (vmm.root / "workloads" / workload / "workload.json").unlink()
-    batch(vmm, ["system", "rebuild"])
-    again = (vmm.root / "workloads" / workload / "workload.json").read_text()
-    assert json.loads(again)["metadata"] == json.loads(spec)["metadata"] == {"k": "v"}
-    assert json.loads(again)["mounts"] == json.loads(spec)["mounts"]
+    lost_documents(vmm, workload)
     vmm.run("system", "libvirt", "stop")
     (removed,) = batch(vmm, ["rm", "-v", "d"])
     assert removed[0] == 0 and "system check --repair" in removed[2]
@@ -171,6 +169,30 @@ def test_libvirtd_is_killed(vmm: Instance, bind: str) -> None:
     check, repair = batch(vmm, ["system", "check"], ["system", "check", "--repair"])
     assert check[0] == 1 and "the workload is gone" in check[1]
     assert repair[0] == 0 and workload[:12] not in domains(vmm)
+
+
+def lost_documents(vmm: Instance, workload: str) -> None:
+    """What is not libvirt's to show comes from a copy; without that, from the image."""
+    document = vmm.root / "workloads" / workload / "workload.json"
+    copy = vmm.root / "guest/specs" / f"{workload}.json"
+    spec = json.loads(document.read_text())
+    assert (copy.stat().st_mode & 0o777, copy.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert SECRET in copy.read_text()
+    document.unlink()
+    batch(vmm, ["system", "rebuild"])
+    assert json.loads(document.read_text()) == spec
+    document.unlink()
+    copy.unlink()
+    check, repair, clean = batch(
+        vmm, ["system", "check"], ["system", "check", "--repair"], ["system", "check"]
+    )
+    assert check[0] == 1 and "its workload.json is lost" in check[1]
+    assert repair[0] == 0 and "are the image's now" in repair[2]
+    assert clean == (0, "", "")
+    again = json.loads(document.read_text())
+    assert again["metadata"] == spec["metadata"] == {"k": "v"}
+    assert again["mounts"] == spec["mounts"] and again["network"] == spec["network"]
+    assert again["process"]["cmd"] == ["sh"] and SECRET not in str(again)
 
 
 def test_what_others_damaged_is_mended(vmm: Instance) -> None:

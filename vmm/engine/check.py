@@ -29,6 +29,7 @@ def check(ctx: Context, *, repair: bool) -> list[str]:
     if faults and not repair:
         return faults  # without an index nothing else can be told
     faults += _check_killed(ctx, repair)
+    faults += guests.check_documents(ctx, repair=repair)
     faults += _check_workloads(ctx, repair)
     faults += _check_runs(ctx, repair)
     faults += _check_cgroups(ctx, repair)
@@ -72,7 +73,7 @@ def _check_killed(ctx: Context, repair: bool) -> list[str]:
 def _check_workloads(ctx: Context, repair: bool) -> list[str]:
     faults = []
     # In this order: a workload that is being created is either busy or, later, registered.
-    stored, busy = ctx.store.ids(), ctx.journal.active()
+    stored, busy = ctx.store.ids(), ctx.journal.active() | guests.restorable(ctx).keys()
     names = {row.id: row.name for row in ctx.index.rows()}
     for workload in stored:
         if workload in busy:

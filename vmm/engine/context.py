@@ -22,6 +22,7 @@ from vmm.model.ids import short
 from vmm.ports.files import locked
 from vmm.ports.space import Reserve, explained
 from vmm.settings import Settings
+from vmm.state.copies import SpecCopies
 from vmm.state.events import EventLog
 from vmm.state.index import Index, Row, Stored
 from vmm.state.journal import Journal
@@ -86,6 +87,11 @@ class Context:
     @cached_property
     def store(self) -> WorkloadStore:
         return WorkloadStore(self.root / "workloads")
+
+    @cached_property
+    def copies(self) -> SpecCopies:
+        """Whole specs of workloads whose platform keeps a definition, with the public part."""
+        return SpecCopies(self.root / "guest" / "specs")
 
     @cached_property
     def journal(self) -> Journal:

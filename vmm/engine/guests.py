@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import msgspec
+
 from vmm.engine import launching
 from vmm.engine.context import Context
 from vmm.model.errors import CorruptStore, VmmError
 from vmm.model.ids import short
-from vmm.model.spec import WorkloadSpec
+from vmm.model.spec import WorkloadSpec, public
 
 
 def kept(ctx: Context) -> tuple[dict[str, WorkloadSpec], dict[str, VmmError]]:
-    """The specs of this instance that platforms keep, by id, and the backends that do not answer.
-    None is asked before a guest was ever made here."""
+    """The public parts of the specs of this instance that platforms keep, by id, and the backends
+    that do not answer. None is asked before a guest was ever made here."""
     from vmm.engine.backends import GUESTS
 
     found: dict[str, WorkloadSpec] = {}
@@ -27,21 +31,68 @@ def kept(ctx: Context) -> tuple[dict[str, WorkloadSpec], dict[str, VmmError]]:
 
 
 def restore(ctx: Context) -> list[str]:
-    """Write documents that are missing beside a guest's disk from what libvirt keeps; the ids."""
-    restored = []
-    for spec in kept(ctx)[0].values():
-        if not ctx.store.registered(spec.id) and (ctx.store.path(spec.id) / "disk.raw").exists():
-            ctx.store.write(spec)
-            restored.append(spec.id)
-    return restored
+    """Write documents that are missing beside a guest's disk, from the copy that is kept of them,
+    or what its platform keeps; what was found missing."""
+    return check_documents(ctx, repair=True)
+
+
+def check_documents(ctx: Context, *, repair: bool) -> list[str]:
+    """Guests whose documents are missing, and can be restored."""
+    faults = []
+    for workload, spec in restorable(ctx).items():
+        faults.append(f"workload {short(workload)}: its workload.json is lost, but a copy is kept")
+        if repair and spec:
+            with ctx.lock(workload):
+                if not ctx.store.registered(workload):
+                    ctx.store.write(_whole(ctx, spec))
+    return faults
+
+
+def restorable(ctx: Context) -> dict[str, WorkloadSpec | None]:
+    """Guests whose disks are there without documents, and not in any change, by id: their specs
+    as they are kept; None while a platform that may keep it does not answer."""
+    changing = ctx.journal.active() | {entry.workload for _, entry in ctx.journal.unfinished()}
+    lost = [
+        workload
+        for workload in ctx.store.ids()
+        if workload not in changing
+        and not ctx.store.registered(workload)
+        and ctx.disks.holds(ctx.store.path(workload))
+    ]
+    if not lost:
+        return {}
+    known, silent = kept(ctx)
+    specs = {workload: ctx.copies.read(workload) or known.get(workload) for workload in lost}
+    return {workload: spec for workload, spec in specs.items() if spec or silent}
+
+
+def _whole(ctx: Context, spec: WorkloadSpec) -> WorkloadSpec:
+    """A public part alone is made whole by what the image says."""
+    if spec != public(spec):
+        return spec
+    process = spec.process
+    with contextlib.suppress(VmmError):
+        config = ctx.images.resolve(spec.image_id).config.config
+        process = msgspec.structs.replace(
+            process,
+            entrypoint=tuple(config.entrypoint or ()),
+            cmd=tuple(config.cmd or ()),
+            env=tuple(config.env),
+        )
+    ctx.notices.append(
+        f"{spec.name}: command and environment are lost, and are the image's now; "
+        f"see it by vmm inspect {spec.name} before it is started"
+    )
+    return msgspec.structs.replace(spec, process=process)
 
 
 def check(ctx: Context, *, repair: bool) -> list[str]:
     """Domains whose workload is gone, and guests whose domain is gone or an older copy."""
     known, silent = kept(ctx)
+    faults = _check_copies(ctx, repair)
     guests = _guests(ctx)
     asked = {spec.backend for spec in guests}
-    faults = [f"backend {name}: {silent[name].message}" for name in sorted(asked & silent.keys())]
+    faults += [f"backend {name}: {silent[name].message}" for name in sorted(asked & silent.keys())]
     for spec in known.values():
         if not ctx.store.path(spec.id).exists() and spec.id not in ctx.journal.active():
             faults.append(f"domain of {short(spec.id)} ({spec.name}): the workload is gone")
@@ -49,8 +100,20 @@ def check(ctx: Context, *, repair: bool) -> list[str]:
                 forget(ctx, spec)
     for spec in guests:
         faults += _check_disk(ctx, spec)
-        if spec.backend not in silent and known.get(spec.id) != spec:
+        stale = known.get(spec.id) != public(spec) or ctx.copies.read(spec.id) != spec
+        if spec.backend not in silent and stale:
             faults += _check_copy(ctx, spec, known.get(spec.id), repair)
+    return faults
+
+
+def _check_copies(ctx: Context, repair: bool) -> list[str]:
+    """Copies of the specs of workloads that are gone."""
+    faults = []
+    for workload in ctx.copies.ids():
+        if not ctx.store.path(workload).exists() and workload not in ctx.journal.active():
+            faults.append(f"workload {short(workload)}: it is gone, but a copy of its spec is kept")
+            if repair:
+                ctx.copies.remove(workload)
     return faults
 
 
@@ -83,6 +146,7 @@ def forget(ctx: Context, spec: WorkloadSpec) -> None:
     """End what runs under this identity, and have its platform know no more of it."""
     given = launching.bare_input(ctx, spec)
     ctx.backend(spec.backend).cleanup(given)
+    ctx.copies.remove(spec.id)
     ctx.backend(spec.backend).forget(given)
 
 

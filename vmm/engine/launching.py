@@ -104,6 +104,8 @@ def spawn(ctx: Context, spec: WorkloadSpec) -> None:
     with contextlib.ExitStack() as sockets:
         given, fds = prepare(ctx, spec, sockets)
         _run_directory(given.paths.run)
+        if backend.keeps_spec:
+            ctx.copies.write(spec)
         backend.prepare(given, write_plan(ctx, given))
         spawn_shim(given.paths.libexec, _plan_path(given), fds)
 
@@ -125,6 +127,7 @@ def record(ctx: Context, spec: WorkloadSpec) -> None:
     """Where the platform keeps definitions too, tell it of a new or changed spec."""
     backend = ctx.backend(spec.backend)
     if backend.keeps_spec:
+        ctx.copies.write(spec)
         given = compile_input(ctx, spec)
         backend.record(given, backend.compile(given))
 

@@ -66,6 +66,7 @@ def create(ctx: Context, request: CreateRequest) -> WorkloadSpec:
         with ctx.journal.begin("create", spec.id) as undo:
             spec = _claim(ctx, spec, undo, generated=not request.name)
             spec = _make(ctx, spec, image.chain_ids, undo)
+            undo.push(lambda: _forget(ctx, spec))
             launching.record(ctx, spec)
             if request.cidfile:
                 _write_cidfile(request.cidfile, spec.id)
@@ -304,6 +305,7 @@ def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
 
 def _forget(ctx: Context, spec: WorkloadSpec) -> None:
     """Have the platform forget it as well; one that does not answer is asked by a repair later."""
+    ctx.copies.remove(spec.id)
     try:
         ctx.backend(spec.backend).forget(launching.bare_input(ctx, spec))
     except HostError as error:
@@ -317,7 +319,7 @@ def _spec_or_remains(ctx: Context, workload: str) -> WorkloadSpec:
     try:
         return ctx.store.read(workload)
     except CorruptStore:
-        return remains(workload)
+        return ctx.copies.read(workload) or remains(workload)
 
 
 def remains(workload: str, name: str = "") -> WorkloadSpec:
@@ -351,6 +353,7 @@ def undo_create(ctx: Context, workload: str) -> None:
         for name in (directory / NEW_VOLUMES).read_text().split():
             with contextlib.suppress(NotFound):
                 ctx.volumes.remove(name)
+    ctx.copies.remove(workload)
     ctx.store.delete(workload, remove_tree)
     ctx.index.remove(workload)
 

@@ -118,6 +118,10 @@ class DiskDriver:
         """CorruptStore when the disk of a guest that ran is not there with all its blocks."""
         check_disk(os.path.join(directory, "disk.raw"))
 
+    def holds(self, directory: Path | str) -> bool:
+        """Whether there is a guest's disk in ``directory``, whole or not."""
+        return os.path.exists(os.path.join(directory, "disk.raw"))
+
     def discard(self, directory: Path | str) -> None:
         """Remove what prepare() made in ``directory``."""
         for name in ("disk.raw", "disk.raw.new", KERNEL_NAME):

@@ -291,8 +291,8 @@ class Backend(Protocol):
         ...
 
     def record(self, given: CompileInput, plan: LaunchPlan) -> None:
-        """Keep the definition and the spec with the platform, if it has a place for them
-        (libvirt's persistent domain and its metadata); idempotent."""
+        """Keep the definition and the spec's public part with the platform, if it has a place for
+        them (libvirt's persistent domain and its metadata); idempotent."""
         ...
 
     def prepare(self, given: CompileInput, plan: LaunchPlan) -> None:
@@ -313,7 +313,8 @@ class Backend(Protocol):
         ...
 
     def known(self) -> list[WorkloadSpec]:
-        """The instance's workloads that the platform itself keeps (record())."""
+        """The public parts of the specs that the platform itself keeps (record()); whole ones
+        where an earlier version wrote them."""
         ...
 
     def update(self, given: CompileInput, running: bool) -> bytes:

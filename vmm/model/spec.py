@@ -190,3 +190,11 @@ class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     stop_signal: str = "SIGTERM"
     #: Seconds between the stop signal and KILL.
     stop_timeout: int = 10
+
+
+def public(spec: WorkloadSpec) -> WorkloadSpec:
+    """The spec without what may hold secrets: environment, command and health command."""
+    replace = msgspec.structs.replace
+    process = replace(spec.process, entrypoint=(), cmd=(), env=())
+    health = replace(spec.health, test=()) if spec.health else None
+    return replace(spec, process=process, health=health)

@@ -1,4 +1,4 @@
-"""The spec in a domain's metadata comes back as it was, through libvirt itself."""
+"""The public part of a spec in a domain's metadata comes back as it was, through libvirt itself."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from vmm.backends.libvirt.port import HostLibvirt
 from vmm.backends.libvirt.xml import element, escape
 from vmm.model.backend import BackendOptions
 from vmm.model.errors import HostError
-from vmm.model.spec import Process, WorkloadSpec
+from vmm.model.spec import Health, Process, WorkloadSpec, public
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 HOSTILE = spec(
     labels={"<&>\"'": "]]>\0\x01\x1b\x7f\x85\ufffe\U0001f600\r\n\t"},
-    process=Process(cmd=("</vmm:workload>", "\\u0041", "&amp;")),
+    metadata={"</vmm:workload>": "\\u0041", "&amp;": ""},
 )
+SECRET = "topsecret\u00fc-3141"
 
 
 def domain(workload: WorkloadSpec) -> str:
@@ -40,11 +41,24 @@ def domain(workload: WorkloadSpec) -> str:
 @examples(TEXT, TEXT)
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back(key: str, value: str) -> None:
-    workload = spec(labels={key: value}, process=Process(cmd=(value,), env=(key,)))
+    workload = spec(labels={key: value}, metadata={value: key}, process=Process(cwd=value))
     text = metadata.of(workload, "vmm").render()
     assert text.isascii() and metadata.encode(workload).isprintable()
     inner = ElementTree.fromstring(text)[0]
-    assert metadata.decode(ElementTree.tostring(inner, "unicode"), "vmm") == workload
+    assert metadata.decode(ElementTree.tostring(inner, "unicode"), "vmm") == public(workload)
+
+
+def test_what_may_be_secret_stays_out() -> None:
+    """Any local user may read what libvirt's read-only socket tells."""
+    process = Process(entrypoint=(SECRET,), cmd=("x", SECRET), env=(f"A={SECRET}",), cwd="/srv")
+    health = Health(test=("CMD", SECRET), interval=5)
+    whole = spec(process=process, health=health, labels={"k": "v"})
+    text = metadata.of(whole, "vmm").render()
+    assert "3141" not in text and "topsecret" not in text
+    kept = metadata.decode(ElementTree.tostring(ElementTree.fromstring(text)[0], "unicode"), "vmm")
+    assert kept == public(whole)
+    assert kept.process.cwd == "/srv" and kept.labels == {"k": "v"}
+    assert kept.health == Health(interval=5)
 
 
 def test_through_libvirt() -> None:
@@ -53,8 +67,8 @@ def test_through_libvirt() -> None:
     backend = QemuBackend(BackendOptions(mark="vmm"), port)
     port.define(domain(HOSTILE))
     port.define(domain(HOSTILE))
-    assert backend.known() == [HOSTILE]
-    assert metadata.decode(port.recorded(UUID), "vmm") == HOSTILE
+    assert backend.known() == [public(HOSTILE)]
+    assert metadata.decode(port.recorded(UUID), "vmm") == public(HOSTILE)
     assert QemuBackend(BackendOptions(mark="vmm-other"), port).known() == []
     assert not port.active(UUID) and port.memory(UUID) == (0, 0)
     port.destroy(UUID)

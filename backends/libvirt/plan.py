@@ -50,7 +50,7 @@ def _shim(ops: Iterable[Op], given: CompileInput, variant: Variant) -> list[Op]:
     return [
         *ops,
         op("guest", *control),
-        op("channel", naming.channel(given.paths.run), hypervisor.gid),
+        op("channel", naming.channel(given.paths.run), hypervisor.gid, hypervisor.uid),
         op("guest-timeout", variant.boot_ms, variant.answer_ms),
         op("adopt", int(given.adopt)),
     ]

@@ -155,11 +155,12 @@ static int read_guest(const struct vmm_record *r, struct config *c, struct vmm_e
 
 static int read_channel(const struct vmm_record *r, struct config *c, struct vmm_error *e)
 {
-    int64_t gid;
-    if (number(r, 2, 0, INT32_MAX, &gid, e))
+    int64_t gid, uid;
+    if (number(r, 2, 0, INT32_MAX, &gid, e) || number(r, 3, 0, INT32_MAX, &uid, e))
         return -1;
     c->channel_path = r->argv[1];
     c->channel_gid = (gid_t)gid;
+    c->channel_uid = (uid_t)uid;
     return 0;
 }
 
@@ -211,7 +212,7 @@ static const struct {
     {"wait-start", 1, 1, read_wait_start},
     {"boot-id", 1, 1, read_boot_id},
     {"guest", 1, 4094, read_guest},
-    {"channel", 2, 2, read_channel},
+    {"channel", 3, 3, read_channel},
     {"guest-timeout", 2, 2, read_guest_timeout},
     {"adopt", 1, 1, read_adopt},
     {"health", 8, 8, read_health},

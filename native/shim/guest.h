@@ -87,6 +87,8 @@ struct guest {
     bool adopting, launched, oom;
     int pidfd;
     pid_t pid; /* QEMU's, 0: unknown */
+    pid_t peer;    /* who connected */
+    bool verified; /* and it is QEMU */
     uint8_t marker[MARKER_SIZE];
     bool synced, greeted;
     size_t noise;

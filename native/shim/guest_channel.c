@@ -25,7 +25,7 @@ void channel_close(struct guest *g)
     vmm_close(&g->fd);
     buffer_clear(&g->in);
     buffer_clear(&g->out);
-    g->synced = g->greeted = false;
+    g->verified = g->synced = g->greeted = false;
     g->noise = 0;
 }
 
@@ -133,25 +133,30 @@ static void channel_ready(struct shim *s, void *object, short events)
     struct guest *g = object;
     if (g->fd < 0)
         return;
+    if (!g->verified) {
+        channel_close(g);
+        return;
+    }
     if (events & POLLOUT)
         flush(g);
     if (events & (POLLIN | POLLHUP | POLLERR))
         receive(s, g);
 }
 
-/* One connection at a time: QEMU connects again only when the former one is gone. */
-static void channel_accept(struct shim *s, void *object, short events)
+/* ---- who connects ---- */
+
+/* The peer's pid, -1 when it is not of QEMU's user. */
+static pid_t peer_of(const struct shim *s, int fd)
 {
-    struct guest *g = object;
-    int fd = accept4(g->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    (void)events;
-    if (fd < 0)
-        return;
-    if (g->fd >= 0 || g->life == LIFE_OFF || g->life >= LIFE_VANISHED) {
-        vmm_close(&fd);
-        return;
-    }
-    g->fd = fd;
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) || peer.uid != s->config.channel_uid)
+        return -1;
+    return peer.pid;
+}
+
+static void greet(struct shim *s, struct guest *g)
+{
     if (g->lost_at != NEVER)
         g->lost_at = now_ms() + s->config.answer_ms;
     memcpy(g->marker, "\0VMMSYNC", 8);
@@ -163,13 +168,51 @@ static void channel_accept(struct shim *s, void *object, short events)
     channel_args(g, 0, VMM_HELLO, 2, (const char *[]){VMM_PROTOCOL, "shim"});
 }
 
+/* Other processes of QEMU's user can connect too, and before it: nothing is said and nothing heard until the
+ * control program has told which one QEMU is, or does not know either. QEMU tries again when it found the place
+ * taken.
+ */
+static void verify(struct shim *s, struct guest *g)
+{
+    if (g->fd < 0 || g->verified || (!g->pid && g->job.kind == JOB_START))
+        return;
+    if (g->pid && g->peer != g->pid) {
+        channel_close(g);
+        return;
+    }
+    g->verified = true;
+    greet(s, g);
+}
+
+/* One connection at a time: QEMU connects again only when the former one is gone. */
+static void channel_accept(struct shim *s, void *object, short events)
+{
+    struct guest *g = object;
+    int fd = accept4(g->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    (void)events;
+    if (fd < 0)
+        return;
+    pid_t peer = peer_of(s, fd);
+    if (peer < 0 || g->fd >= 0 || g->life == LIFE_OFF || g->life >= LIFE_VANISHED) {
+        vmm_close(&fd);
+        return;
+    }
+    g->fd = fd;
+    g->peer = peer;
+}
+
 void channel_watch(struct shim *s)
 {
     struct guest *g = s->guest;
     if (g->listen_fd >= 0 && g->life != LIFE_OFF)
         watch(g->listen_fd, POLLIN, channel_accept, g);
+    verify(s, g);
     if (g->fd < 0)
         return;
+    if (!g->verified) { /* it may only go */
+        watch(g->fd, 0, channel_ready, g);
+        return;
+    }
     flush(g);
     short events = g->out.size ? POLLOUT : 0;
     if (!channel_busy(g) && g->in.size < VMM_FRAME_MAX + VMM_FRAME_HEADER)

@@ -54,6 +54,7 @@ struct config {
     const char **guest; /* the control program of a guest; NULL: a process of this kernel */
     const char *channel_path;
     gid_t channel_gid;
+    uid_t channel_uid; /* of QEMU */
     int64_t boot_ms, answer_ms;
     bool adopt;
     struct health_config health;

@@ -12,25 +12,29 @@ import sys
 from pathlib import Path
 
 
-def program(channel: str, mode: str) -> tuple[list[str], list[int]]:
-    """The command that plays the guest, and what it inherits; a path as MODE is vmm-init."""
-    if not mode.startswith("/"):
-        return [sys.executable, str(Path(__file__).with_name("guestpeer.py")), channel, mode], []
+def program(channel: str, mode: str) -> list[str]:
+    """The command that plays the guest; a path as MODE is vmm-init."""
+    if mode.startswith("/"):
+        return [sys.executable, __file__, channel, mode]
+    return [sys.executable, str(Path(__file__).with_name("guestpeer.py")), channel, mode]
+
+
+def run_init(channel: str, init: str) -> None:
+    """vmm-init on a connection of this very process: the shim asks who its peer is."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(channel)
-    fd = connection.detach()
-    return ["unshare", "-mn", "--propagation", "private", mode, "--guest-channel", str(fd)], [fd]
+    connection.set_inheritable(True)
+    unshare = ["unshare", "-mn", "--propagation", "private", init]
+    os.execvp("unshare", [*unshare, "--guest-channel", str(connection.fileno())])
 
 
 def start(here: Path, channel: str, mode: str) -> None:
-    argv, inherited = program(channel, mode)
     peer = subprocess.Popen(
-        argv,
+        program(channel, mode),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=(here / "peer.err").open("a"),
         start_new_session=True,
-        pass_fds=inherited,
     )
     (here / "pid").write_text(str(peer.pid))
     print(f"pid {peer.pid}", flush=True)
@@ -61,4 +65,4 @@ def main(directory: str, channel: str, mode: str, command: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    main(*sys.argv[1:5]) if len(sys.argv) == 5 else run_init(*sys.argv[1:3])

@@ -27,7 +27,7 @@ class GuestLab(Lab):
         control = [sys.executable, "-I", "-S", str(HERE / "guestcontrol.py"), str(self.path)]
         shim = (
             op("guest", *control, channel, self.mode),
-            op("channel", channel, 12345),
+            op("channel", channel, 12345, os.getuid()),
             op("guest-timeout", self.boot_ms, self.answer_ms),
             op("adopt", int(self.adopt)),
             *options.pop("shim", ()),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,3 +201,47 @@ def cut_connection(shim: int, path: str) -> None:
             if connected and copy.getsockname() == path:
                 copy.shutdown(socket.SHUT_RDWR)
     os.close(pidfd)
+
+
+ATTACK = """
+import os, socket, sys, time
+path, uid = sys.argv[1], int(sys.argv[2])
+os.setgroups([]); os.setresgid(12345, 12345, 12345); os.setresuid(uid, uid, uid)
+print("go", flush=True)
+end, taken = time.monotonic() + 20, 0
+while time.monotonic() < end and not os.path.exists(path + ".done"):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(5)
+        try:
+            s.connect(path)
+            taken += 1
+            s.send(b"\\0VMMSYNC" + b"x" * 16)
+            if data := s.recv(1 << 16):
+                print("heard", data[:100], flush=True)
+        except OSError:
+            time.sleep(0.002)
+print("taken", bool(taken), flush=True)
+"""
+
+
+@pytest.mark.parametrize("uid", [0, 12346], ids=["of QEMU's user", "of QEMU's group"])
+def test_only_the_emulator_is_talked_to(guest: GuestLab, uid: int) -> None:
+    """Who connects to the channel before QEMU, again and again, learns and stops nothing."""
+    for directory in (guest.path, *guest.path.parents):
+        if directory.stat().st_uid == os.geteuid() and not directory.stat().st_mode & 1:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    guest.spawn("sh", "-c", "echo up; sleep 60")
+    path = guest.path / "channel"
+    argv = [sys.executable, "-I", "-S", "-c", ATTACK, str(path), str(uid)]
+    attacker = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert attacker.stdout
+    assert attacker.stdout.readline() == "go\n"
+    control = guest.control()
+    control.attach()
+    control.start()
+    assert guest.status()["pid"] == guest.machine()
+    assert control.next_frame()[2] == b"up\n"
+    Path(f"{path}.done").touch()
+    assert attacker.communicate(timeout=20)[0] == "taken True\n"
+    guest.control().stop(9, 100)
+    assert guest.ended()["exit_code"] == 137

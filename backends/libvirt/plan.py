@@ -81,11 +81,11 @@ def _in_guest(made: Op) -> Op:
 
 def _mounts(given: CompileInput) -> list[Op]:
     """The image's root, the guest's own disk, and the shared directory."""
-    root = f"{guest.BASE}/{guest.LOWER}"
+    root, top = f"{guest.BASE}/{guest.LOWER}", given.root
     ops = [
-        op("guest.mount", "serial:root", root, given.root.filesystem, "ro", ""),
-        op("guest.mount", "serial:disk", guest.DISK, "ext4", "noatime", ""),
-        op("guest.mkdir", f"{guest.DISK}/upper", "0755", 0, 0),
+        op("guest.mount", "serial:root", root, top.filesystem, "ro", ""),
+        op("guest.mount", "serial:disk", guest.DISK, "ext4", "noatime", "discard"),
+        op("guest.mkdir", f"{guest.DISK}/upper", f"{top.mode:04o}", top.uid, top.gid),
         op("guest.mkdir", f"{guest.DISK}/work", "0700", 0, 0),
     ]
     if domain.shares(given):

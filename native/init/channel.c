@@ -142,8 +142,9 @@ static void send_hello(struct guest *g) {
     snprintf(code, sizeof code, "code=%d", g->state == EXITED ? s->code : 0);
     snprintf(signal, sizeof signal, "signal=%d", g->state == EXITED ? s->signal : 0);
     snprintf(oom, sizeof oom, "oom=%d", g->state == EXITED && s->oom);
-    channel_answer(g, 0, VMM_HELLO, 7,
-                   (const char *[]){VMM_PROTOCOL, "guest", state, pid, code, signal, oom});
+    channel_answer(
+        g, 0, VMM_HELLO, 8,
+        (const char *[]){VMM_PROTOCOL, "guest", state, pid, code, signal, oom, "time=1"});
 }
 
 static void begin(struct guest *g, const uint8_t marker[MARKER]) {

@@ -40,6 +40,7 @@ enum vmm_frame_type {
     VMM_LAUNCH = 40,
     VMM_CREDIT = 41,
     VMM_SHUTDOWN = 42,
+    VMM_TIME = 43,
 };
 
 struct vmm_frame {

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 static const struct asker nobody;
@@ -18,7 +19,7 @@ int guest_new(struct shim *s, struct vmm_error *e)
     if (!g)
         return vmm_fail(e, 125, ENOMEM, "guest");
     g->listen_fd = g->fd = g->pidfd = g->job.out = g->job.err = -1;
-    g->at = g->kill_at = g->lost_at = g->destroy_at = g->job.at = NEVER;
+    g->at = g->kill_at = g->lost_at = g->destroy_at = g->time_at = g->job.at = NEVER;
     s->guest = g;
     s->driver = &guest_driver;
     return channel_open(s, e);
@@ -181,6 +182,22 @@ void guest_exited(struct shim *s, int code, int signal, bool oom)
     channel_frame(g, 0, VMM_SHUTDOWN, NULL, 0);
 }
 
+/* ---- its clock ---- */
+
+void guest_tell_time(struct shim *s)
+{
+    struct guest *g = s->guest;
+    struct timespec now;
+    char text[32];
+    g->time_at = NEVER;
+    if (!g->greeted || !g->takes_time || clock_gettime(CLOCK_REALTIME, &now))
+        return;
+    snprintf(text, sizeof text, "%lld%03ld", (long long)now.tv_sec, now.tv_nsec / 1000000);
+    if (!channel_busy(g))
+        channel_args(g, 0, VMM_TIME, 1, (const char *[]){text});
+    g->time_at = now_ms() + TIME_MS;
+}
+
 /* ---- HELLO ---- */
 
 static const char *field(const struct vmm_args *args, const char *name)
@@ -218,6 +235,8 @@ void guest_greeting(struct shim *s, const struct vmm_args *args)
     bool known = !strcmp(state, "running") || !strcmp(state, "exited");
     if (!g->dead)
         g->lost_at = NEVER;
+    g->takes_time = !strcmp(field(args, "time="), "1");
+    guest_tell_time(s);
     if (g->life == LIFE_BOOTING && idle)
         launch(s);
     else if (g->life == LIFE_LEAVING && (known || idle))
@@ -268,6 +287,8 @@ void guest_tick(struct shim *s, int64_t now)
         check_lost(s);
     if (now >= g->destroy_at)
         guest_destroy(s);
+    if (now >= g->time_at)
+        guest_tell_time(s);
     guest_deliver(s);
 }
 
@@ -276,7 +297,8 @@ int64_t guest_deadline(const struct shim *s)
     const struct guest *g = s->guest;
     if (!g)
         return NEVER;
-    const int64_t all[] = {g->at, g->kill_at, g->destroy_at, g->job.at, asks_deadline(g),
+    const int64_t all[] = {g->at, g->kill_at, g->destroy_at, g->time_at, g->job.at,
+                           asks_deadline(g),
                            g->dead || !s->paused ? g->lost_at : NEVER};
     int64_t at = NEVER;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -22,6 +22,7 @@ enum {
     JOB_MS = 60000,             /* for the control program, but for `start` */
     DESTROY_RETRY_MS = 1000,
     DESTROYS_MAX = 3,
+    TIME_MS = 60000, /* between two tellings of the time */
     STRAYS_EACH = 8, /* frames that may come late for an exec that has ended */
 };
 
@@ -81,10 +82,11 @@ struct flow {
 
 struct guest {
     enum life life;
-    int64_t at, kill_at, lost_at, destroy_at;
+    int64_t at, kill_at, lost_at, destroy_at, time_at;
     int listen_fd, fd; /* fd: the connection of QEMU, -1 */
     bool dead;         /* the QEMU that was known is gone */
     bool adopting, launched, oom;
+    bool takes_time;
     int pidfd;
     pid_t pid; /* QEMU's, 0: unknown */
     pid_t peer;    /* who connected */
@@ -126,6 +128,8 @@ void guest_disconnected(struct shim *s);
 void guest_job_line(struct shim *s);
 void guest_job_done(struct shim *s, enum job_kind kind, bool failed, const char *text);
 void guest_set_pid(struct shim *s, pid_t pid);
+/* Its clock stands still while it is paused. */
+void guest_tell_time(struct shim *s);
 
 /* guest_driver.c: ends the sessions whose exit was told, once their output was passed on */
 void guest_deliver(struct shim *s);

@@ -27,6 +27,7 @@ void channel_close(struct guest *g)
     buffer_clear(&g->out);
     g->verified = g->synced = g->greeted = false;
     g->noise = 0;
+    g->time_at = NEVER;
 }
 
 /* ---- out ---- */

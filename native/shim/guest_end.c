@@ -175,6 +175,7 @@ static void resume_done(struct shim *s, bool failed)
     if (failed)
         return;
     workload_paused(s, false);
+    guest_tell_time(s);
     if (g->life == LIFE_BOOTING)
         g->at = now_ms() + s->config.boot_ms;
 }

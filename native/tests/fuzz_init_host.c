@@ -82,6 +82,8 @@ static bool is_answered(const struct vmm_frame *frame, struct vmm_args *args) {
     case VMM_LAUNCH: return frame->length == 0;
     case VMM_CREDIT: return !has_args(frame, args, 1);
     case VMM_SHUTDOWN: return !has_args(frame, args, 0);
+    case VMM_TIME:
+        return !has_args(frame, args, 1) || !vmm_args_number(args, 0, 0, INT64_MAX, &(int64_t){0});
     default: return true;
     }
 }
@@ -125,7 +127,7 @@ static void take_hello(const struct guest *g, const struct vmm_frame *frame) {
     struct vmm_args args;
     (void)g;
     expect(!host.hello && frame->channel == 0, "a second HELLO");
-    expect(has_args(frame, &args, 7) && !strcmp(args.at[1], "guest"), "a HELLO without its fields");
+    expect(has_args(frame, &args, 8) && !strcmp(args.at[1], "guest"), "a HELLO without its fields");
     expect(!strcmp(args.at[2], states[host.state]), "HELLO says %s instead of %s", args.at[2],
            states[host.state]);
     host.hello = true;

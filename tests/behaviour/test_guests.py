@@ -8,6 +8,7 @@ import os
 import pwd
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,9 @@ def test_life_beside_libvirt(vmm: Instance) -> None:
     shown = vmm.inside("virsh", "-c", URI, "dumpxml", "--inactive", domain(vmm, workload)).stdout
     assert "Zo\\u00eb\\u0001" in shown
 
+    discards(vmm, vmm.root / "workloads" / workload / "disk.raw")
+    keeps_time(vmm)
+
     vmm.inside("virsh", "-c", URI, "destroy", domain(vmm, workload))
     until(lambda: vmm.inspect("life")["State"]["Status"] == "exited")
     ended = vmm.inspect("life")["State"]
@@ -145,6 +149,27 @@ def _owners(place: Path) -> dict[str, tuple[str, str, str]]:
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         found[str(path.relative_to(place))] = (owner, group, mode)
     return found
+
+
+def discards(vmm: Instance, disk: Path) -> None:
+    """What is removed inside is given back to the host."""
+    vmm.run("exec", "life", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=24 && sync")
+    assert disk.stat().st_blocks * 512 > 24 << 20
+    vmm.run("exec", "life", "sh", "-c", "rm /big && sync")
+    until(lambda: disk.stat().st_blocks * 512 < 4 << 20)
+
+
+def keeps_time(vmm: Instance) -> None:
+    """A clock that stood still while the guest was paused is set."""
+
+    def behind() -> float:
+        before = time.time()
+        return before - float(vmm.out("exec", "life", "date", "+%s"))
+
+    vmm.run("pause", "life")
+    time.sleep(4)
+    vmm.run("unpause", "life")
+    until(lambda: behind() < 2)
 
 
 def test_files_are_no_wider_than_needed(vmm: Instance) -> None:
@@ -190,17 +215,18 @@ def test_files_are_no_wider_than_needed(vmm: Instance) -> None:
 
 
 def test_image_files_arrive_as_they_are(vmm: Instance, tmp_path: Path) -> None:
-    """Owners, modes, xattrs, links, sparse files: a guest sees what a container sees."""
+    """Owners, modes, links, sparse files: a guest sees what a container sees."""
     (tmp_path / "Dockerfile").write_text(
         "FROM busybox\n"
         "RUN mkdir -p /t/d && chmod 2750 /t/d && chown 12:34 /t/d && echo x >/t/f && chmod 4711 "
         "/t/f && ln /t/f /t/hard && ln -s ../etc/passwd /t/soft && mknod /t/null c 1 3 && mkfifo "
         "/t/fifo && dd if=/dev/zero of=/t/sparse bs=1 count=1 seek=8388607 2>/dev/null && "
-        "touch -d '2001-02-03 04:05:06' /t/old && printf 'a\\nb' >'/t/odd name'\n"
+        "touch -d '2001-02-03 04:05:06' /t/old && printf 'a\\nb' >'/t/odd name' && "
+        "chown 5:6 / && chmod 1751 /\n"
     )
     vmm.run("build", "-t", "files", str(tmp_path))
     script = (
-        "cd /t; stat -c '%n %f %h %u %g %Y' d .; "
+        "stat -c '%f %u %g' /; cd /t; stat -c '%n %f %h %u %g %Y' d .; "
         "for f in f hard soft null fifo sparse old odd*; do "
         "stat -c '%n %f %h %u %g %s %t %T %Y' \"$f\"; done; "
         "ls -i f hard | while read i n; do echo $i; done | sort -u | wc -l; readlink soft"

@@ -103,11 +103,15 @@ class DiskDriver:
             check_disk(disk)
         make_disk(disk, self._size, self._runner, uid=uid, gid=gid)
         self._note(Path(directory) / KERNEL_NAME, kernel.name)
+        top = os.stat(self.layers.root / lowers[0])
         return RootLayout(
             driver=self.name,
             layers_dir=str(self.layers.root),
             lowers=lowers,
             path=str(image),
+            mode=top.st_mode & 0o7777,
+            uid=top.st_uid,
+            gid=top.st_gid,
             disk=disk,
             filesystem="erofs",
             kernel=str(boot.kernel),

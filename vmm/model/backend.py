@@ -99,6 +99,10 @@ class RootLayout(msgspec.Struct, frozen=True, kw_only=True):
     disk: str = ""
     #: File system type of ``path``: "erofs" or "ext4".
     filesystem: str = ""
+    #: Mode and owner of ``/``, for a writable layer that has none yet (a guest's disk).
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
     #: What a guest boots: kernel image and initramfs.
     kernel: str = ""
     initrd: str = ""

@@ -13,9 +13,10 @@ from vmm.model.backend import (
     ResolvedMount,
     RootLayout,
 )
+from vmm.model.platform import OLDEST_GUEST
 
 #: The oldest kernel that guests boot.
-KERNEL = (6, 1)
+KERNEL = OLDEST_GUEST
 CAPABILITIES = ALL
 
 #: Directories of vmm-init's own root (native/LAUNCH.md, ``guest.mount``).

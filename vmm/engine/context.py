@@ -174,8 +174,9 @@ class Context:
             size=self.settings.guest_disk,
         )
 
-    def root_layout(self, backend: str, chain_ids: Sequence[str], workload: str) -> RootLayout:
-        """A workload's root of these layers, as its backend needs it; made if it is missing."""
+    def prepare_root(self, backend: str, chain_ids: Sequence[str], workload: str) -> RootLayout:
+        """A workload's root of these layers, as its backend needs it; made if it is missing. A
+        guest that runs keeps the kernel that it booted."""
         directory = self.store.path(workload)
         if self.backend(backend).storage == "overlay":
             return self.layers.prepare(chain_ids, directory)
@@ -188,7 +189,15 @@ class Context:
             gid=hypervisor.gid,
             emulated=hypervisor.accelerator == "tcg",
             used=self._ran(workload, backend),
+            running=self._runs(workload),
         )
+
+    def _runs(self, workload: str) -> bool:
+        """Whether its state says that it runs, since this boot of the host."""
+        from vmm.engine.status import LIVE
+
+        state = self.store.state(workload)
+        return state.status in LIVE and state.boot_id == boot_id()
 
     def _ran(self, workload: str, backend: str) -> bool:
         """Whether it was ever started, by this backend."""

@@ -208,7 +208,7 @@ def prepare(
 def compile_input(ctx: Context, spec: WorkloadSpec) -> CompileInput:
     """All that compile() looks at, as the host and the image are now."""
     image = ctx.images.resolve(spec.image_id)
-    layout = ctx.root_layout(spec.backend, image.chain_ids, spec.id)
+    layout = ctx.prepare_root(spec.backend, image.chain_ids, spec.id)
     user = user_of(ctx, spec, layout)
     return msgspec.structs.replace(
         bare_input(ctx, spec),

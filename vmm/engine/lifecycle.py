@@ -123,7 +123,7 @@ def _make(ctx: Context, spec: WorkloadSpec, chain_ids: tuple[str, ...], undo: Un
     undo.push(lambda: ctx.store.delete(spec.id, remove_tree))
     directory.mkdir(mode=0o710)
     (directory / "exec").mkdir(mode=0o700)
-    layout = ctx.root_layout(spec.backend, chain_ids, spec.id)
+    layout = ctx.prepare_root(spec.backend, chain_ids, spec.id)
     new = {m.target: new_id() for m in spec.mounts if m.kind == "volume" and not m.source}
     if new:
         # Read by undo_create() should this process be killed before the spec is written.

@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 from vmm.guest.erofsdir import MAGIC, Dirent, directory_blocks, directory_size
@@ -44,12 +45,13 @@ class Written(NamedTuple):
     size: int
 
 
-def write_image(root: int, image: int) -> Written:
+def write_image(root: int, image: int, scratch: Path | str) -> Written:
     """Write the tree of the directory descriptor ``root`` into the empty file ``image``.
 
-    Needs memory for the names only, whatever the files hold.  The caller syncs.
+    Needs memory for the names only, whatever the files hold, and room for all inodes and the ends
+    of files in an unnamed file in the directory ``scratch``.  The caller syncs.
     """
-    with tempfile.TemporaryFile() as meta:
+    with tempfile.TemporaryFile(dir=scratch) as meta:
         return _Writer(image, meta.fileno()).write(root)
 
 

@@ -59,7 +59,7 @@ def uncompress(path: Path | str, target: IO[bytes]) -> bool:
     with _mapped(path) as data:
         if data[0x202:0x206] != b"HdrS" or struct.unpack_from("<H", data, 0x206)[0] < 0x208:
             return False
-        start = (data[0x1F1] + 1) * 512
+        start = ((data[0x1F1] or 4) + 1) * 512
         offset, length = struct.unpack_from("<II", data, 0x248)
         payload = data[start + offset : start + offset + length]
     pieces = _pieces(payload)

@@ -25,6 +25,7 @@ from vmm.guest.kernelimage import read_kernel
 from vmm.guest.modules import Modules
 from vmm.model.errors import Conflict, CorruptStore, HostError, NotFound, UsageError, VmmError
 from vmm.model.ids import check_name
+from vmm.model.platform import OLDEST_GUEST
 from vmm.model.platform import architecture as architecture_of
 from vmm.ports.files import atomic_write, locked, sync_directory
 from vmm.ports.space import exhausted
@@ -50,6 +51,14 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     created: int = 0
     #: What tells this kernel from another one of the same name.
     identity: str = ""
+
+    @property
+    def too_old(self) -> str:
+        """Why no guest can boot it, "" if one can."""
+        release = tuple(map(int, re.findall(r"\d+", self.version)[:2]))
+        if release >= OLDEST_GUEST:
+            return ""
+        return f"Linux {self.version} is older than {'.'.join(map(str, OLDEST_GUEST))}"
 
 
 Kernels = list[Kernel]
@@ -92,12 +101,19 @@ class KernelStore:
                     f"kernel {name} is for {kernel.architecture}, the guest for {wanted}",
                     "choose another one (vmm kernel ls) by the setting kernel",
                 )
+            if kernel.too_old:
+                raise HostError(
+                    f"kernel {name}: {kernel.too_old}",
+                    "choose another one (vmm kernel ls) by the setting kernel",
+                )
             return kernel
-        for kernel in self.list():
-            if kernel.architecture == wanted:
+        found = [kernel for kernel in self.list() if kernel.architecture == wanted]
+        for kernel in found:
+            if not kernel.too_old:
                 return kernel
+        old = f" ({found[0].too_old})" if found else ""
         raise HostError(
-            f"there is no {wanted} kernel that a guest could boot",
+            f"there is no {wanted} kernel that a guest could boot{old}",
             "get the distribution's: vmm kernel fetch; or: vmm kernel add FILE --modules DIRECTORY",
         )
 
@@ -119,6 +135,8 @@ class KernelStore:
                 created=time.time_ns(),
                 identity=_digest(made / _FILE),
             )
+            if kernel.too_old:
+                raise UsageError(f"{file}: {kernel.too_old}", "guests need a newer one")
             return self._keep(made, kernel)
 
     def remove(self, name: str) -> None:
@@ -130,6 +148,7 @@ class KernelStore:
             )
         doomed = self.root / f".new-{os.urandom(8).hex()}"
         with self._locked():
+            self.get(name)  # another command may have been quicker
             os.unlink(self.root / name / _RECORD)
             os.rename(self.root / name, doomed)
         remove_tree(str(doomed))

@@ -2,7 +2,8 @@
 
 Below the instance's root::
 
-    guest/<64 hex>.erofs   the image of all layers up to the one with this chain ID
+    guest/<64 hex>.<n>.erofs   the image of all layers up to the one with this chain ID, as
+                           version n of the writer makes it
     guest/boot/<16 hex>/   a kernel and its initramfs, as they are booted
     guest/lock             held by whoever makes or removes any of these
     workloads/<id>/disk.raw, workloads/<id>/kernel   a guest's own disk, its kernel's name
@@ -22,14 +23,16 @@ from vmm.guest.access import open_to, share_file
 from vmm.guest.boot import BootFiles
 from vmm.guest.disks import check_disk, head_of, make_disk
 from vmm.guest.erofsdir import MAGIC
-from vmm.guest.kernels import KernelStore
+from vmm.guest.kernels import Kernel, KernelStore
 from vmm.model.backend import RootLayout
-from vmm.model.errors import HostError
+from vmm.model.errors import HostError, NotFound
 from vmm.ports.files import atomic_write, locked, sync_directory
 from vmm.ports.runner import HostRunner, Runner
 from vmm.ports.space import is_full, no_space
 from vmm.storage.overlay import OverlayDriver
 
+#: Changes when the same layers make another image; those of other versions go with their layers.
+FORM = 1
 _SUFFIX = ".erofs"
 #: The superblock's magic, block size and number of blocks (Linux, fs/erofs/erofs_fs.h).
 _HEAD = struct.Struct("<1024xI8xB23xI")
@@ -47,6 +50,10 @@ def is_whole(path: Path) -> bool:
         return False
     magic, block_bits, blocks = _HEAD.unpack(head)
     return bool(magic == MAGIC and size == blocks << block_bits)
+
+
+def _chain(path: Path) -> str:
+    return f"sha256:{path.name.partition('.')[0]}"
 
 
 class DiskDriver:
@@ -83,18 +90,20 @@ class DiskDriver:
         gid: int,
         emulated: bool = False,
         used: bool = False,
+        running: bool = False,
     ) -> RootLayout:
         """The root of a guest over the layers (base first), its own files in ``directory``.
 
         ``uid`` and ``gid`` are the hypervisor's: it may read the shared files and owns the
         guest's disk.  ``emulated``: no hardware runs the guest, so what boots quickest without
-        is taken.  What is there already is kept, but the kernel is chosen anew.
+        is taken.  What is there already is kept, but the kernel is chosen anew,
+        unless the guest is ``running``.
 
         ``used``: the guest ran before, so that its disk is not made again; CorruptStore when it
         was lost or damaged.
         """
         self._open(gid, directory)
-        kernel = self.kernels.choose(self._kernel)
+        kernel = self._kernel_of(Path(directory) / KERNEL_NAME, running)
         lowers = self.layers.stack(chain_ids)
         image = self._image(chain_ids, lowers, gid)
         boot = self._boot.prepare(kernel, emulated=emulated, gid=gid, lock=self._locked)
@@ -142,14 +151,15 @@ class DiskDriver:
     def images(self) -> dict[str, int]:
         """Bytes of each root image, by the chain ID of its top layer."""
         paths = self.directory.glob("*" + _SUFFIX)
-        return {f"sha256:{path.stem}": path.stat().st_blocks * 512 for path in sorted(paths)}
+        return {_chain(path): path.stat().st_blocks * 512 for path in sorted(paths)}
 
     def remove(self, chain: str) -> int:
         """Remove the root image of a stack of layers; the bytes freed. Missing is fine."""
         if not self.directory.is_dir():
             return 0
         with self._locked():
-            return self._unlink(self._path(chain))
+            name = self._name(chain)
+            return sum(map(self._unlink, self.directory.glob(f"{name}*{_SUFFIX}")))
 
     def prune(self, keep: Collection[str] | None = None) -> int:
         """Remove the root images whose layers are gone, and those not in ``keep`` (top chain
@@ -159,8 +169,8 @@ class DiskDriver:
         freed = 0
         with self._locked():
             for path in self.directory.glob("*" + _SUFFIX):
-                chain = f"sha256:{path.stem}"
-                gone = path.stem != _NO_LAYERS and not self.layers.has(chain)
+                chain = _chain(path)
+                gone = self._name(chain) != _NO_LAYERS and not self.layers.has(chain)
                 if gone or not is_whole(path) or (keep is not None and chain not in keep):
                     freed += self._unlink(path)
             for path in self.directory.glob("*" + _SUFFIX + ".new"):
@@ -177,6 +187,12 @@ class DiskDriver:
             *(f"{path}: a damaged root image" for path in images if not is_whole(path)),
             *(f"{path}: damaged boot files" for path in self._boot.damaged()),
         ]
+
+    def _kernel_of(self, note: Path, running: bool) -> Kernel:
+        if running:
+            with contextlib.suppress(FileNotFoundError, NotFound):
+                return self.kernels.get(note.read_text())
+        return self.kernels.choose(self._kernel)
 
     def _image(self, chain_ids: Sequence[str], lowers: tuple[str, ...], gid: int) -> Path:
         path = self._path(chain_ids[-1] if chain_ids else "")
@@ -198,7 +214,7 @@ class DiskDriver:
                 RootLayout(driver="overlay", layers_dir=str(self.layers.root), lowers=lowers)
             )
             try:
-                write_image(view, image)
+                write_image(view, image, self.directory)
             finally:
                 os.close(view)
             os.fsync(image)
@@ -214,7 +230,11 @@ class DiskDriver:
         sync_directory(str(self.directory))
 
     def _path(self, chain: str) -> Path:
-        return self.directory / f"{chain.removeprefix('sha256:') or _NO_LAYERS}{_SUFFIX}"
+        return self.directory / f"{self._name(chain)}.{FORM}{_SUFFIX}"
+
+    @staticmethod
+    def _name(chain: str) -> str:
+        return chain.removeprefix("sha256:") or _NO_LAYERS
 
     def _open(self, gid: int, directory: Path | str) -> None:
         (self.directory / "boot").mkdir(mode=0o710, parents=True, exist_ok=True)

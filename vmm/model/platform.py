@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+#: The oldest Linux (major, minor) that guests boot: plans use what it has, root images the chunks
+#: of sparse files (EROFS, 5.15).
+OLDEST_GUEST = (6, 1)
+
 _FROM_UNAME = {
     "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64",
     "ppc64le": "ppc64le", "s390x": "s390x",

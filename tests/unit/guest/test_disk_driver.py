@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.guest.guesttrees import add_layer, write
-from vmm.guest.kernels import KernelStore
+from vmm.guest.kernels import Kernel, KernelStore
 from vmm.guest.roots import DiskDriver
 from vmm.model.errors import CorruptStore, HostError, UsageError
 from vmm.storage.overlay import OverlayDriver
@@ -111,6 +111,45 @@ def test_images_no_guest_uses_are_pruned(driver: DiskDriver, chain: list[str], w
     driver.prepare(chain, work, uid=UID, gid=GID)
     assert driver.prune(keep=chain) == 0
     assert driver.prune(keep=[]) > 0
+
+
+def test_a_running_guest_keeps_the_kernel_that_it_booted(
+    work: Path, store: OverlayDriver, libexec: Path, kernel: Kernel, chain: list[str]
+) -> None:
+    kernels = KernelStore(work.parents[1] / "kernels", boot=work / "none")
+    driver = DiskDriver(work.parents[1], store, libexec=libexec, kernels=kernels)
+    kernels.add(kernel.path, kernel.modules, "first")
+    booted = driver.prepare(chain, work, uid=UID, gid=GID)
+    kernels.add(kernel.path, kernel.modules, "second")
+    assert driver.prepare(chain, work, uid=UID, gid=GID, running=True) == booted
+    assert (work / "kernel").read_text() == "first"
+    driver.prepare(chain, work, uid=UID, gid=GID)
+    assert (work / "kernel").read_text() == "second"
+
+
+def test_an_image_that_another_version_wrote_is_not_used(
+    driver: DiskDriver, store: OverlayDriver, chain: list[str], work: Path
+) -> None:
+    layout = driver.prepare(chain, work, uid=UID, gid=GID)
+    content = Path(layout.path).read_bytes()
+    for form in (".erofs", ".0.erofs"):
+        other = driver.directory / f"{chain[0].removeprefix('sha256:')}{form}"
+        other.write_bytes(content)
+    os.unlink(layout.path)
+    assert driver.prepare(chain, work, uid=UID, gid=GID) == layout
+    assert len(list(driver.directory.glob("*.erofs"))) == 3
+    assert driver.prune() == 0
+    store.remove(chain[0])
+    assert driver.prune() > 2 * len(content)
+    assert list(driver.directory.glob("*.erofs")) == []
+
+
+def test_damaged_images_are_pruned(driver: DiskDriver, chain: list[str], work: Path) -> None:
+    layout = driver.prepare(chain, work, uid=UID, gid=GID)
+    os.truncate(layout.path, 4096)
+    assert len(driver.check()) == 1
+    driver.prune()
+    assert not os.path.exists(layout.path) and driver.check() == []
 
 
 def test_an_image_without_layers(driver: DiskDriver, work: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import struct
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -12,6 +14,7 @@ from vmm.guest.kernelimage import read_kernel
 from vmm.guest.kernels import Kernel, KernelStore
 from vmm.guest.packages import add_package
 from vmm.model.errors import Conflict, HostError, NotFound, UsageError
+from vmm.ports.files import locked
 from vmm.ports.runner import HostRunner
 
 
@@ -162,3 +165,45 @@ def test_what_a_killed_command_left_is_no_kernel(store: KernelStore, kernel: Ker
     (store.root / ".new-0123").mkdir()
     assert store.list() == []
     assert store.add(kernel.path, kernel.modules, "half").name == "half"
+
+
+def test_a_kernel_that_is_too_old_is_not_booted(
+    store: KernelStore, kernel: Kernel, tmp_path: Path
+) -> None:
+    boot, old = tmp_path / "boot", kernel.version.replace("6.", "5.", 1)
+    boot.mkdir()
+    content = Path(kernel.path).read_bytes().replace(kernel.version.encode(), old.encode())
+    (boot / f"vmlinuz-{old}").write_bytes(content)
+    with pytest.raises(UsageError, match=f"Linux {old} is older than 6"):
+        store.add(boot / f"vmlinuz-{old}", "", "old")
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / old).symlink_to(kernel.modules)
+    assert [k.name for k in store.list()] == [old]
+    with pytest.raises(HostError, match=f"could boot.*{old} is older"):
+        store.choose()
+    with pytest.raises(HostError, match=f"kernel {old}: Linux {old} is older"):
+        store.choose(old)
+    store.add(kernel.path, kernel.modules, "own")
+    assert store.choose().name == "own"
+
+
+def test_two_removals_at_once(store: KernelStore, kernel: Kernel) -> None:
+    """The second one says that there is none, and does not fail halfway."""
+    store.add(kernel.path, kernel.modules, "mine")
+    outcomes: list[str] = []
+
+    def remove() -> None:
+        try:
+            store.remove("mine")
+            outcomes.append("removed")
+        except NotFound:
+            outcomes.append("none")
+
+    threads = [Thread(target=remove) for _ in range(2)]
+    with locked(store.root / ".lock"):
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)  # both have looked, and wait for the lock
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["none", "removed"]

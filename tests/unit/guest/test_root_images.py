@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def image_of(tree: Path, name: str = "image") -> tuple[Path, Written]:
     root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
     image = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        return path, write_image(root, image)
+        return path, write_image(root, image, tree.parent)
     finally:
         os.close(root)
         os.close(image)
@@ -100,12 +101,17 @@ def test_large_files_do_not_pass_through_memory(tree: Path) -> None:
         "import os, resource, sys\n"
         "from vmm.guest.erofs import write_image\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "write_image(os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], os.O_RDWR|os.O_CREAT))"
-        "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "image = os.open(sys.argv[2], os.O_RDWR|os.O_CREAT)\n"
+        "write_image(os.open(sys.argv[1], os.O_RDONLY), image, '.')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     image = tree.parent / "image"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tree), str(image)], capture_output=True, check=True
+        [sys.executable, "-c", code, str(tree), str(image)],
+        cwd=tree.parent,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        check=True,
     )
     assert int(done.stdout) < 16 << 10  # KiB
     assert (extracted(image) / "large").read_bytes() == (tree / "large").read_bytes()
@@ -147,3 +153,25 @@ def test_the_top_keeps_its_own_attributes(tree: Path) -> None:
     assert "Xattr size: 0" in described()
     os.setxattr(tree, "user.mark", b"value")
     assert "Xattr size: 28" in described()
+
+
+def test_the_room_it_needs_is_beside_the_image(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory of temporary files may be small, and of memory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    (tree / "file").write_bytes(b"x" * 100)
+    image, _ = image_of(tree)
+    assert (extracted(image) / "file").read_bytes() == b"x" * 100
+
+
+def test_a_write_that_stops_early_is_no_success(tree: Path) -> None:
+    """The kernel takes what fits below the limit, as it does on a disk that is nearly full."""
+    (tree / "file").write_bytes(b"x" * 50000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            image_of(tree)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

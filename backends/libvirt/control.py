@@ -154,11 +154,12 @@ def reason(libvirt: Any, domain: Any) -> None:
 ACTIONS = {f.__name__: f for f in (start, destroy, suspend, resume, reason)}
 
 
-def _disconnected(uri: str, uuid: str, action: str, said: str) -> int:
-    """What ends a guest works without libvirtd too."""
+def _disconnected(uri: str, uuid: str, action: str, said: str, *, hangs: bool = False) -> int:
+    """What ends a guest works without libvirtd too. One that ``hangs`` may be at starting an
+    emulator, of which there is no pid yet: that it has ended is then not known."""
     if action == "destroy":
         pid = pid_by_uuid(uri, uuid)
-        if not pid or end_alone(pid, uuid):
+        if end_alone(pid, uuid) if pid else not hangs:
             print("the emulator was ended without libvirt")
             return 0
     if action == "reason" and not pid_by_uuid(uri, uuid):
@@ -212,7 +213,8 @@ def act_within(uri: str, uuid: str, action: str) -> int:
         seconds = HANGS.get(action, 0)
         thread.join(seconds or None)
     if thread.is_alive():
-        return _disconnected(uri, uuid, action, f"it does not answer within {seconds:.0f} s")
+        said = f"it does not answer within {seconds:.0f} s"
+        return _disconnected(uri, uuid, action, said, hangs=True)
     return codes[0] if codes else 1
 
 

@@ -119,11 +119,22 @@ static void dispatch(struct guest *g, const struct watches *w) {
     channel_consume(g);
 }
 
+/* Whoever started this guest is gone when nobody greets it: nothing would ever end it. */
+static void await_orders(struct guest *g, int64_t now) {
+    if (!g->booted || g->state != IDLE)
+        return;
+    if (g->channel.greeted)
+        g->poweroff_at = NEVER;
+    else if (g->poweroff_at == NEVER)
+        g->poweroff_at = now + ORDERS_MS;
+}
+
 static void serve(struct guest *g) {
     static struct watches w;
     while (!g->ending) {
         int64_t now = now_ms(), next = session_tick(g, now);
         channel_write(g);
+        await_orders(g, now);
         collect(g, &w);
         if (poll(w.fds, w.count, timeout(g, now, next)) >= 0)
             dispatch(g, &w);

@@ -20,6 +20,7 @@ enum {
     CHUNK = 32 << 10,           /* read from a stream at once; the port's driver takes no more */
     DRAIN_MS = 1000,            /* after the end, for the last holder of a stream */
     SHUTDOWN_MS = 10000,        /* after EXIT, for SHUTDOWN */
+    ORDERS_MS = 60000,          /* for a host's HELLO, before a workload was started */
     PLAN_MAX = 16 << 20,
     EXECS_MAX = 256,
     MOUNTS_MAX = 64,

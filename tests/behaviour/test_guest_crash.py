@@ -201,6 +201,13 @@ def test_what_others_damaged_is_mended(vmm: Instance) -> None:
     (made,) = batch(vmm, [*create, "echo", "mended"])
     assert made[0] == 0, made
     name = f"{vmm.mark}-{made[1][:12]}"
+    vmm.inside("virsh", "-c", URI, "start", name)
+    check, repair, clean = batch(
+        vmm, ["system", "check"], ["system", "check", "--repair"], ["system", "check"]
+    )
+    assert check[0] == 1 and "its guest runs, but nobody keeps it" in check[1], check
+    assert repair[0] == 0 and clean == (0, "", ""), (repair, clean)
+    assert "shut off" in vmm.inside("virsh", "-c", URI, "domstate", name).stdout
     vmm.inside("virsh", "-c", URI, "undefine", name)
     check, repair = batch(vmm, ["system", "check"], ["system", "check", "--repair"])
     assert check[0] == 1 and "lost behind vmm's back" in check[1]

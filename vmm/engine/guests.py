@@ -8,6 +8,7 @@ import msgspec
 
 from vmm.engine import launching
 from vmm.engine.context import Context
+from vmm.engine.status import LIVE, shim_alive
 from vmm.model.errors import CorruptStore, VmmError
 from vmm.model.ids import short
 from vmm.model.spec import WorkloadSpec, public
@@ -99,7 +100,7 @@ def check(ctx: Context, *, repair: bool) -> list[str]:
             if repair:
                 forget(ctx, spec)
     for spec in guests:
-        faults += _check_disk(ctx, spec)
+        faults += _check_disk(ctx, spec) + _check_orphan(ctx, spec, repair)
         stale = known.get(spec.id) != public(spec) or ctx.copies.read(spec.id) != spec
         if spec.backend not in silent and stale:
             faults += _check_copy(ctx, spec, known.get(spec.id), repair)
@@ -125,6 +126,36 @@ def _check_disk(ctx: Context, spec: WorkloadSpec) -> list[str]:
     except CorruptStore as error:
         return [error.message]
     return []
+
+
+def _check_orphan(ctx: Context, spec: WorkloadSpec, repair: bool) -> list[str]:
+    """An emulator whose workload does not run: its start was given up while libvirt was at it."""
+    if not _orphaned(ctx, spec):
+        return []
+    fault = f"workload {short(spec.id)} ({spec.name}): its guest runs, but nobody keeps it"
+    if not repair:
+        return [fault]
+    with ctx.lock(spec.id):
+        if _orphaned(ctx, spec):
+            ctx.backend(spec.backend).cleanup(launching.bare_input(ctx, spec))
+    return [fault]
+
+
+def _orphaned(ctx: Context, spec: WorkloadSpec) -> bool:
+    backend = ctx.backend(spec.backend)
+    if _kept_going(ctx, spec.id) or not backend.alive(launching.bare_input(ctx, spec)):
+        return False
+    # It may have been started in order between the two looks.
+    return not _kept_going(ctx, spec.id)
+
+
+def _kept_going(ctx: Context, workload: str) -> bool:
+    """Whether it may run: by its record, or as a command is at it; true where that is damaged."""
+    with contextlib.suppress(CorruptStore):
+        state = ctx.store.state(workload)
+        changing = workload in ctx.journal.active()
+        return state.status in LIVE or shim_alive(state) or changing
+    return True
 
 
 def _guests(ctx: Context) -> list[WorkloadSpec]:

@@ -167,9 +167,10 @@ class LibvirtBackend:
                 raise
 
     def forget(self, given: CompileInput) -> None:
-        from vmm.backends.libvirt import naming
+        from vmm.backends.libvirt import logs, naming
 
         self.libvirt.undefine(naming.uuid(given.spec.id))
+        logs.remove(naming.domain(self.options.mark, given.spec.id))
 
     def known(self) -> list[WorkloadSpec]:
         """What libvirt's metadata says of this instance and this backend."""

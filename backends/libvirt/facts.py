@@ -14,10 +14,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from vmm.backends.libvirt.hypervisor import HELPERS
 from vmm.backends.libvirt.variant import Variant
 from vmm.model.backend import BackendOptions, CgroupHierarchy, HostFacts, Hypervisor
 
 _DAEMON = "/usr/sbin/libvirtd"
+#: Where virtiofsd is registered, and QEMU's user is set.
+_SOURCES = (*HELPERS, "/etc/libvirt/qemu.conf")
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -75,14 +78,20 @@ def cached(options: BackendOptions, variant: Variant, ask: Callable[[], Hypervis
     """The kept answer while it holds, else a new one, kept."""
     path = _path(options, variant)
     kept = _read(path) if path else None
-    if kept and kept.boot == _boot_id() and all(stamp(p) == s for p, s in kept.stamps.items()):
+    if kept and _holds(kept):
         return kept.hypervisor
     found = ask()
     if path:
-        files = (found.emulator, _DAEMON, found.virtiofsd)
+        files = (found.emulator, _DAEMON, found.virtiofsd, *_SOURCES)
         stamps = {name: stamp(name) for name in files if name}
         _write(path, Kept(boot=_boot_id(), stamps=stamps, hypervisor=found))
     return found
+
+
+def _holds(kept: Kept) -> bool:
+    """Whether nothing of what it depends on was changed, added or removed."""
+    complete = kept.boot == _boot_id() and kept.stamps.keys() >= set(_SOURCES)
+    return complete and all(stamp(path) == was for path, was in kept.stamps.items())
 
 
 def stamp(path: str) -> str:

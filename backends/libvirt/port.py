@@ -85,6 +85,9 @@ _UUID = re.compile("<uuid>([0-9a-f-]{36})</uuid>")
 #: For a connection (seconds): a daemon that has just been started looks at every emulator first;
 #: but what ends or forgets a guest need not wait for it.
 PATIENCE, HASTE = 20.0, 5.0
+#: And for an answer afterwards: what a domain may have is asked of every emulator, and a stubborn
+#: emulator is waited for 15 s and more (virDomainDestroy).
+ANSWERS = 90.0
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -111,6 +114,29 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     if not results:
         raise TimeoutError
     return results[0]
+
+
+class _Patient:
+    """An object of libvirt's whose calls have a deadline (TimeoutError), and so have those of the
+    domains that they give."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        def call(*arguments: Any) -> Any:
+            found = _within(ANSWERS, lambda: method(*arguments))
+            if isinstance(found, list):
+                return [_patient(item) for item in found]
+            return _patient(found)
+
+        return call
+
+
+def _patient(found: Any) -> Any:
+    return _Patient(found) if type(found).__name__ in ("virConnect", "virDomain") else found
 
 
 class HostLibvirt:
@@ -144,14 +170,11 @@ class HostLibvirt:
                 "write qemu:///system, or qemu:///session?socket=PATH for another user's libvirt",
             )
         try:
-            return _within(patience, lambda: module.open(self.uri))
+            return _patient(_within(patience, lambda: module.open(self.uri)))
         except module.libvirtError as error:
             raise connection_error(self.uri, error.get_error_message() or str(error)) from None
         except TimeoutError:
-            raise HostError(
-                f"libvirt ({self.uri}) does not answer within {patience:.0f} s",
-                "see whether libvirtd hangs: its log is below /var/log/libvirt; then restart it",
-            ) from None
+            raise _silent(self.uri, patience) from None
 
     def _hasten(self) -> None:
         """Connect, if that is still to be done, without patience."""
@@ -177,6 +200,9 @@ class HostLibvirt:
                 del self._connection
                 raise connection_error(self.uri, message) from None
             raise HostError(f"libvirt ({self.uri}) cannot {what}: {message}") from None
+        except TimeoutError:
+            del self._connection  # its thread waits in it
+            raise _silent(self.uri, ANSWERS) from None
 
     def version(self) -> int:
         with self._translated("tell its version"):
@@ -197,6 +223,9 @@ class HostLibvirt:
         except module.libvirtError as error:
             message = " ".join(str(error).split())
             raise Unsupported(f"libvirt has no {kind} guests here: {message}") from None
+        except TimeoutError:
+            del self._connection
+            raise _silent(self.uri, ANSWERS) from None
 
     def define(self, document: str) -> None:
         module = self._module
@@ -236,10 +265,9 @@ class HostLibvirt:
         kind = self._module.VIR_DOMAIN_METADATA_ELEMENT
         persistent = self._module.VIR_DOMAIN_AFFECT_CONFIG
         with self._translated("list its domains"):
-            domains = self._connection.listAllDomains(0)
-        for domain in domains:
-            with contextlib.suppress(self._module.libvirtError):
-                found.append(str(domain.metadata(kind, NAMESPACE, persistent)))
+            for domain in self._connection.listAllDomains(0):
+                with contextlib.suppress(self._module.libvirtError):
+                    found.append(str(domain.metadata(kind, NAMESPACE, persistent)))
         return found
 
     def memory(self, uuid: str) -> tuple[int, int]:
@@ -302,6 +330,13 @@ class HostLibvirt:
         except module.libvirtError as error:
             if error.get_error_code() not in expected:
                 raise
+
+
+def _silent(uri: str, seconds: float) -> HostError:
+    return HostError(
+        f"libvirt ({uri}) does not answer within {seconds:.0f} s",
+        "see whether libvirtd hangs: its log is below /var/log/libvirt; then restart it",
+    )
 
 
 def connection_error(uri: str, message: str) -> HostError:

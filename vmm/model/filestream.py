@@ -54,6 +54,10 @@ class Entry(NamedTuple):
     xattrs: tuple[tuple[str, bytes], ...] = ()
 
 
+#: Longer numbers are none of errno(3)'s, and int() refuses very long ones.
+_ERRNO_DIGITS = 10
+
+
 class CopyFailed(VmmError):
     """The other side could not go on; ``errno`` as there, 0 without one."""
 
@@ -161,7 +165,8 @@ def _failure(arguments: list[bytes]) -> CopyFailed:
     number, message = [*arguments[1:], b"", b""][:2]
     text = message[:1000].decode("utf-8", "replace")
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return CopyFailed(shown or "the copy failed", int(number) if number.isdigit() else 0)
+    known = number.isdigit() and len(number) < _ERRNO_DIGITS
+    return CopyFailed(shown or "the copy failed", int(number) if known else 0)
 
 
 def parse(arguments: list[bytes]) -> Entry:

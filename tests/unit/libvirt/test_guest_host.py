@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import pytest
@@ -22,8 +23,18 @@ from tests.unit.libvirt.machines import (
     compile_input,
     spec,
 )
-from vmm.backends.libvirt import QemuBackend, access, control, metadata, shares
-from vmm.model.backend import CompileInput, ResolvedMount, RootLayout
+from vmm.backends.libvirt import (
+    QemuBackend,
+    access,
+    control,
+    facts,
+    logs,
+    metadata,
+    port,
+    shares,
+)
+from vmm.backends.libvirt.port import HostLibvirt
+from vmm.model.backend import BackendOptions, CompileInput, ResolvedMount, RootLayout
 from vmm.model.errors import HostError, Unsupported
 from vmm.model.spec import Resources
 
@@ -215,7 +226,7 @@ def test_the_control_program() -> None:
 
 
 @pytest.mark.parametrize("action", ["destroy", "reason", "start"])
-def test_a_libvirtd_that_hangs_is_as_one_that_is_down(
+def test_a_libvirtd_that_hangs_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(control, "CONNECTS", {"destroy": 0.3, "reason": 0.3, "start": 0.3})
@@ -225,10 +236,10 @@ def test_a_libvirtd_that_hangs_is_as_one_that_is_down(
         silent.listen()
         code = control.act_within(f"qemu+unix:///system?socket={path}", UUID, action)
         said = capsys.readouterr()
-    if action == "start":
-        assert code == 1 and "does not answer" in said.err
-    else:
+    if action == "reason":
         assert code == 0 and "the emulator" in said.out
+    else:  # it may be at starting an emulator, of which nobody knows the pid yet
+        assert code == 1 and "does not answer" in said.err
 
 
 def test_pid_files_of_a_session_are_beside_its_socket(tmp_path: Path) -> None:
@@ -250,3 +261,70 @@ def test_a_pid_file_of_another_process_is_not_believed(
         assert control.pid_of("qemu:///system", "vmm-x", UUID) == process.pid
         process.kill()
     assert control.pid_of("qemu:///system", "vmm-x", UUID) == 0
+
+
+class virDomain:
+    """One whose daemon stopped answering."""
+
+    def __init__(self, release: Event) -> None:
+        self.destroy = release.wait
+
+
+class virConnect:
+    def __init__(self, release: Event) -> None:
+        self.release = release
+
+    def lookupByUUIDString(self, _uuid: str) -> virDomain:
+        return virDomain(self.release)
+
+    def listAllDomains(self, _flags: int) -> list[virDomain]:
+        self.release.wait()
+        return []
+
+
+def test_a_libvirtd_that_stops_answering_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was connected to already, and a workload's lock may be held."""
+    release = Event()
+    monkeypatch.setattr(port, "ANSWERS", 0.2)
+    host = HostLibvirt("test:///default")
+    for ask in (lambda: host.destroy(UUID), host.metadata):
+        host.__dict__["_connection"] = port._patient(virConnect(release))
+        with pytest.raises(HostError, match=r"does not answer within 0 s"):
+            ask()
+        assert host.version() > 0  # it connects again
+    release.set()
+
+
+def test_logs_go_with_their_domain(tmp_path: Path) -> None:
+    ours = ["vmm-0123.log", "vmm-0123.log.0", "vmm-0123-fs0-virtiofsd.log"]
+    for name in (*ours, "vmm-01234.log", "other.log"):
+        (tmp_path / name).touch()
+    logs.remove("vmm-0123", str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.log", "vmm-01234.log"]
+    logs.remove("vmm-0123", str(tmp_path / "missing"))
+
+
+def test_what_is_installed_later_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """virtiofsd, for one, and another user for QEMU."""
+    helpers, answers = tmp_path / "vhost-user", iter(range(1, 9))
+    monkeypatch.setattr(facts, "_SOURCES", (str(helpers), str(tmp_path / "qemu.conf")))
+    options = BackendOptions(cache=str(tmp_path / "cache"))
+
+    def ask() -> int:
+        hypervisor = HYPERVISOR
+        found = facts.cached(
+            options,
+            QemuBackend.variant,
+            lambda: msgspec.structs.replace(hypervisor, uid=next(answers)),
+        )
+        return found.uid
+
+    assert (ask(), ask()) == (1, 1)
+    helpers.mkdir()
+    assert (ask(), ask()) == (2, 2)
+    (helpers / "50-virtiofsd.json").touch()
+    assert ask() == 3
+    (tmp_path / "qemu.conf").write_text("user = 'root'")
+    assert (ask(), ask()) == (4, 4)

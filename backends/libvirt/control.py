@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 #: Where libvirt keeps QEMU's pid files: the system's; and beside the socket of a session.
@@ -73,12 +74,14 @@ def _read(path: str, uuid: str) -> int:
 
 
 def is_emulator(pid: int, uuid: str) -> bool:
-    """Whether a process is the one that runs this domain, by its command line."""
+    """Whether a process is the one that runs this domain, by its command line (qemu(1), -uuid);
+    whose pid file it was may be another user, and the identity is in this program's as well."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return uuid.encode() in file.read().split(b"\0")
+            words = file.read().split(b"\0")
     except OSError:
         return False
+    return (b"-uuid", uuid.encode()) in pairwise(words)
 
 
 def end_alone(pid: int, uuid: str) -> bool:

@@ -254,12 +254,14 @@ def test_a_pid_file_of_another_process_is_not_believed(
     (tmp_path / "vmm-x.pid").write_text(str(os.getpid()))
     monkeypatch.setattr(control, "PID_DIRECTORIES", (str(tmp_path),))
     assert control.pid_of("qemu:///system", "vmm-x", UUID) == 0
-    argv = [sys.executable, "-c", "import time; print(flush=True); time.sleep(20)", UUID]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline()
-        (tmp_path / "vmm-x.pid").write_text(str(process.pid))
-        assert control.pid_of("qemu:///system", "vmm-x", UUID) == process.pid
-        process.kill()
+    waits = [sys.executable, "-c", "import time; print(flush=True); time.sleep(20)"]
+    for words, pid in (([UUID, "destroy"], False), (["-uuid", UUID], True)):
+        with subprocess.Popen([*waits, *words], stdout=subprocess.PIPE) as process:
+            assert process.stdout and process.stdout.readline()
+            (tmp_path / "vmm-x.pid").write_text(str(process.pid))
+            found = control.pid_of("qemu:///system", "vmm-x", UUID)
+            assert found == (process.pid if pid else 0)
+            process.kill()
     assert control.pid_of("qemu:///system", "vmm-x", UUID) == 0
 
 

@@ -6,6 +6,7 @@ a guest, so it imports nothing but libvirt.  Exit code 0, else one line on stand
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -51,6 +52,18 @@ def pid_of(uri: str, name: str, uuid: str) -> int:
     """The pid of the QEMU that runs a domain, by its pid file and command line; 0 for none."""
     files = (f"{path}/{name}.pid" for path in state_directories(uri))
     return next(filter(None, (_read(file, uuid) for file in files)), 0)
+
+
+def virtiofsd_of(uri: str, number: int) -> int:
+    """The pid of the virtiofsd of the running domain with this number, 0 for none; its pid file is
+    ``<number>-<name, cut>-fs0-fs.pid``."""
+    for path in state_directories(uri):
+        if os.path.isdir(path):
+            for name in os.listdir(path):
+                if name.startswith(f"{number}-") and name.endswith("-fs.pid"):
+                    with contextlib.suppress(OSError, ValueError), open(f"{path}/{name}") as file:
+                        return int(file.read(32))
+    return 0
 
 
 def pid_by_uuid(uri: str, uuid: str) -> int:
@@ -188,6 +201,7 @@ def act(uri: str, uuid: str, action: str, opened: Callable[[], None]) -> int:
         ACTIONS[action](libvirt, domain)
         if action == "start":
             print(f"pid {pid_of(uri, domain.name(), uuid)}")
+            print(f"needs {virtiofsd_of(uri, domain.ID())}")
     except libvirt.libvirtError as error:
         gone = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
         if gone and action in ("destroy", "reason"):

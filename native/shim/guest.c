@@ -18,8 +18,9 @@ int guest_new(struct shim *s, struct vmm_error *e)
     struct guest *g = calloc(1, sizeof *g);
     if (!g)
         return vmm_fail(e, 125, ENOMEM, "guest");
-    g->listen_fd = g->fd = g->pidfd = g->job.out = g->job.err = -1;
-    g->at = g->kill_at = g->lost_at = g->destroy_at = g->time_at = g->job.at = NEVER;
+    g->listen_fd = g->fd = g->pidfd = g->needs = g->job.out = g->job.err = -1;
+    g->at = g->kill_at = g->lost_at = g->destroy_at = g->time_at = g->needs_at =
+        g->job.at = NEVER;
     s->guest = g;
     s->driver = &guest_driver;
     return channel_open(s, e);
@@ -54,6 +55,31 @@ void guest_set_pid(struct shim *s, pid_t pid)
     }
 }
 
+static void files_ended(struct shim *s, void *object, short events)
+{
+    struct guest *g = object;
+    (void)s;
+    (void)events;
+    vmm_close(&g->needs);
+    g->needs_at = now_ms() + NEEDS_MS;
+}
+
+void guest_set_needs(struct shim *s, pid_t pid)
+{
+    struct guest *g = s->guest;
+    vmm_close(&g->needs);
+    g->needs = platform_pidfd(pid);
+}
+
+/* What reads a file of the host waits for ever, and neither QEMU nor libvirt minds. */
+static void check_files(struct shim *s)
+{
+    struct guest *g = s->guest;
+    g->needs_at = NEVER;
+    if (g->life > LIFE_OFF && g->life < LIFE_LEAVING && !g->dead)
+        guest_give_up(s, "guest's virtiofsd ended: its volumes and bind mounts are out of reach");
+}
+
 void guest_disconnected(struct shim *s)
 {
     struct guest *g = s->guest;
@@ -84,6 +110,8 @@ static void begin(struct shim *s)
     g->dead = g->launched = g->oom = g->adopting = false;
     g->destroys = g->strays = 0;
     g->pid = 0;
+    vmm_close(&g->needs);
+    g->needs_at = NEVER;
     g->life = LIFE_BOOTING;
     g->at = now_ms() + s->config.boot_ms;
 }
@@ -287,6 +315,8 @@ void guest_tick(struct shim *s, int64_t now)
         check_lost(s);
     if (now >= g->destroy_at)
         guest_destroy(s);
+    if (now >= g->needs_at)
+        check_files(s);
     if (now >= g->time_at)
         guest_tell_time(s);
     guest_deliver(s);
@@ -297,7 +327,7 @@ int64_t guest_deadline(const struct shim *s)
     const struct guest *g = s->guest;
     if (!g)
         return NEVER;
-    const int64_t all[] = {g->at, g->kill_at, g->destroy_at, g->time_at, g->job.at,
+    const int64_t all[] = {g->at, g->kill_at, g->destroy_at, g->needs_at, g->time_at, g->job.at,
                            asks_deadline(g),
                            g->dead || !s->paused ? g->lost_at : NEVER};
     int64_t at = NEVER;
@@ -315,6 +345,8 @@ void guest_watch(struct shim *s)
     job_watch(s);
     if (g->pidfd >= 0)
         watch(g->pidfd, POLLIN, process_ended, g);
+    if (g->needs >= 0)
+        watch(g->needs, POLLIN, files_ended, g);
     flow_watch(s, &s->workload);
     for (struct session *exec = s->execs; exec; exec = exec->next)
         flow_watch(s, exec);

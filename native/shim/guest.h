@@ -22,6 +22,7 @@ enum {
     JOB_MS = 60000,             /* for the control program, but for `start` */
     DESTROY_RETRY_MS = 1000,
     DESTROYS_MAX = 3,
+    NEEDS_MS = 500, /* for QEMU to go as well, as it does at an end in order */
     TIME_MS = 60000, /* between two tellings of the time */
     STRAYS_EACH = 8, /* frames that may come late for an exec that has ended */
 };
@@ -89,6 +90,8 @@ struct guest {
     bool takes_time;
     int pidfd;
     pid_t pid; /* QEMU's, 0: unknown */
+    int needs; /* pidfd of the server of its shared files, -1 */
+    int64_t needs_at;
     pid_t peer;    /* who connected */
     bool verified; /* and it is QEMU */
     uint8_t marker[MARKER_SIZE];
@@ -128,6 +131,7 @@ void guest_disconnected(struct shim *s);
 void guest_job_line(struct shim *s);
 void guest_job_done(struct shim *s, enum job_kind kind, bool failed, const char *text);
 void guest_set_pid(struct shim *s, pid_t pid);
+void guest_set_needs(struct shim *s, pid_t pid);
 /* Its clock stands still while it is paused. */
 void guest_tell_time(struct shim *s);
 

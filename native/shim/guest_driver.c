@@ -240,6 +240,7 @@ static void close_all(struct shim *s)
     job_cancel(s);
     channel_close(g);
     vmm_close(&g->pidfd);
+    vmm_close(&g->needs);
     if (g->listen_fd >= 0)
         unlink(s->config.channel_path);
     vmm_close(&g->listen_fd);

@@ -40,6 +40,8 @@ static void off(struct shim *s)
     g->at = g->kill_at = g->lost_at = g->destroy_at = NEVER;
     channel_close(g);
     vmm_close(&g->pidfd);
+    vmm_close(&g->needs);
+    g->needs_at = NEVER;
     asks_fail(s, "the guest has ended");
     guest_lose_execs(s);
     if (never_ran) {
@@ -116,16 +118,30 @@ void guest_gone(struct shim *s)
 
 /* ---- the control program ---- */
 
+/* `WORD N` and the end of the line: N, else 0. */
+static pid_t pid_after(const char *line, const char *word)
+{
+    char *end;
+    size_t size = strlen(word);
+    if (strncmp(line, word, size) != 0)
+        return 0;
+    long pid = strtol(line + size, &end, 10);
+    return *end == '\n' && pid > 1 && pid < INT32_MAX ? (pid_t)pid : 0;
+}
+
 void guest_job_line(struct shim *s)
 {
     struct guest *g = s->guest;
-    char *end;
-    if (g->job.kind != JOB_START || g->pid || strncmp(g->job.line, "pid ", 4) ||
-        !memchr(g->job.line, '\n', g->job.line_size))
+    if (g->job.kind != JOB_START)
         return;
-    long pid = strtol(g->job.line + 4, &end, 10);
-    if (*end == '\n' && pid > 1 && pid < INT32_MAX)
-        guest_set_pid(s, (pid_t)pid);
+    g->job.line[g->job.line_size] = '\0';
+    pid_t pid = pid_after(g->job.line, "pid ");
+    const char *next = strchr(g->job.line, '\n');
+    pid_t needs = next ? pid_after(next + 1, "needs ") : 0;
+    if (pid && !g->pid)
+        guest_set_pid(s, pid);
+    if (needs && g->needs < 0 && g->needs_at == NEVER)
+        guest_set_needs(s, needs);
 }
 
 static void start_done(struct shim *s, bool failed, const char *text)

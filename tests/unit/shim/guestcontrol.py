@@ -1,8 +1,8 @@
 """A guest's control program (native/LAUNCH.md, `guest`) for guestpeer.py in place of a machine.
 
 ``guestcontrol.py DIRECTORY CHANNEL MODE start|destroy|suspend|resume|reason``; the directory has
-the pid in ``pid``, each call in ``calls``; what is to be said by ``reason`` in ``reason``; a
-command named in ``broken`` fails."""
+the pid in ``pid``, that of what the machine needs in ``needs``, each call in ``calls``; what is to
+be said by ``reason`` in ``reason``; a command named in ``broken`` fails."""
 
 import os
 import signal
@@ -38,6 +38,8 @@ def start(here: Path, channel: str, mode: str) -> None:
     )
     (here / "pid").write_text(str(peer.pid))
     print(f"pid {peer.pid}", flush=True)
+    if (here / "needs").exists():
+        print(f"needs {(here / 'needs').read_text()}", flush=True)
 
 
 def send(here: Path, number: int) -> None:

@@ -246,3 +246,28 @@ def test_only_the_emulator_is_talked_to(guest: GuestLab, uid: int) -> None:
     assert attacker.communicate(timeout=20)[0] == "taken True\n"
     guest.control().stop(9, 100)
     assert guest.ended()["exit_code"] == 137
+
+
+def test_a_guest_without_its_files_is_ended(guest: GuestLab) -> None:
+    """What reads them would wait for ever when virtiofsd is gone."""
+    with subprocess.Popen(["sleep", "100"]) as virtiofsd:
+        (guest.path / "needs").write_text(str(virtiofsd.pid))
+        guest.start("sleep", "60")
+        time.sleep(0.7)
+        assert guest.status()["status"] == "running"
+        virtiofsd.kill()
+    state = guest.ended()
+    assert state["exit_code"] == 137 and "virtiofsd ended" in state["error"], state
+    assert guest.calls() == ["start", "destroy"]
+
+
+def test_a_guest_that_ends_with_its_files_has_its_own_exit(guest: GuestLab) -> None:
+    with subprocess.Popen(["sleep", "100"]) as virtiofsd:
+        (guest.path / "needs").write_text(str(virtiofsd.pid))
+        control = guest.start("sh", "-c", "sleep 0.5; exit 3")
+        time.sleep(0.3)
+        virtiofsd.kill()
+        assert collect(control)[2] == 3
+    state = guest.ended()
+    assert (state["exit_code"], state["error"]) == (3, "")
+    assert guest.calls() == ["start"]

@@ -193,6 +193,8 @@ struct shim {
     bool first_start; /* the start under way is not a restart */
     bool paused;
     int manual_signal;
+    int early_signal; /* came in the instant before START; 0: none did */
+    bool early_manual;
     int start_signal; /* what ended the start under way; 0: nothing did */
     int64_t launched_at; /* as now_ms() */
     int64_t accept_at; /* not before: descriptors or memory were short */

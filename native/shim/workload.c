@@ -50,6 +50,15 @@ void workload_adopted(struct shim *s)
     run(s);
 }
 
+static void pass_early_signal(struct shim *s)
+{
+    struct vmm_error e;
+    int signal = s->early_signal;
+    s->early_signal = 0;
+    if (signal)
+        workload_signal(s, signal, false, s->early_manual, nobody, &e);
+}
+
 /* FAILED leaves the phase alone; LATER: workload_started() or workload_start_failed() follows. */
 int workload_start(struct shim *s, struct vmm_error *e)
 {
@@ -65,6 +74,7 @@ int workload_start(struct shim *s, struct vmm_error *e)
         s->phase = PHASE_STARTING;
     else
         workload_started(s, s->workload.pid, platform_process_start(s->workload.pid));
+    pass_early_signal(s);
     return outcome;
 }
 
@@ -262,9 +272,15 @@ static bool asks_to_end(int signal)
            signal == SIGKILL;
 }
 
-/* A signal may come while a guest boots: one that asks it to end. */
+/* A signal may come while a guest boots: one that asks it to end. Or, over another connection, a
+ * moment before the START that it is meant for: it is passed on then. */
 static int signal_starting(struct shim *s, int signal, bool manual, struct vmm_error *e)
 {
+    if (s->phase == PHASE_WAITING) {
+        s->early_signal = signal;
+        s->early_manual = manual;
+        return DONE;
+    }
     if (s->phase != PHASE_STARTING)
         return vmm_fail(e, 1, 0, "the workload is not running");
     if (!asks_to_end(signal))

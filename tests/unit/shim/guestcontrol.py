@@ -45,7 +45,7 @@ def start(here: Path, channel: str, mode: str) -> None:
 def send(here: Path, number: int) -> None:
     try:
         os.killpg(int((here / "pid").read_text()), number)
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):  # it ended, or was not started yet
         if number != signal.SIGKILL:
             raise
 

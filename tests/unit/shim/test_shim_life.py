@@ -14,7 +14,7 @@ from tests.unit.shim.guestshimlab import GuestLab
 from tests.unit.shim.shimlab import Lab, alive, collect, eventually, read_until
 from vmm.control import Exit
 from vmm.control import frames as f
-from vmm.model.errors import LaunchError, ShimLost, VmmError
+from vmm.model.errors import LaunchError, ShimLost
 from vmm.model.launch import op
 from vmm.model.state import State
 
@@ -257,12 +257,6 @@ def test_the_workload_does_not_inherit_the_helpers_socket(lab: Lab) -> None:
     theirs.close()
 
 
-def test_signal_to_what_does_not_run_is_refused(lab: Lab) -> None:
-    lab.spawn("true")
-    with pytest.raises(VmmError, match="not running"):
-        lab.control().signal(15)
-
-
 def test_an_idle_shim_is_small(lab: Lab) -> None:
     control = lab.start("sh", "-c", "seq 20000; exec sleep 60")
     read_until(control, b"\n20000\n")
@@ -276,3 +270,14 @@ def test_an_idle_shim_of_a_guest_is_small(guest: GuestLab) -> None:
     list(control.top())
     guest.idle_memory_is(104)
     control.stop(9, 0)
+
+
+def test_a_signal_just_before_the_start_is_passed_on(lab: Lab) -> None:
+    lab.spawn("sleep", "60")
+    lab.control().signal(signal.SIGKILL, manual=True)
+    control = lab.control()
+    control.expect_exit()
+    control.start()
+    assert collect(control)[2] == 137
+    eventually(lambda: lab.state()["status"] == "exited")
+    assert lab.state()["manual_stop"] is True

@@ -192,3 +192,14 @@ def test_a_start_that_fails_ends_the_session_and_is_undone(guest: GuestLab) -> N
     assert b"undone" in errors and b"LaunchError" in errors
     assert process.returncode == 1
     assert guest.state()["status"] == "created"
+
+
+def test_a_signal_just_before_the_start_of_a_guest_ends_it(guest: GuestLab) -> None:
+    """It came over another connection, and was quicker than the START that it is meant for."""
+    booting(guest, "true")
+    guest.control().signal(signal.SIGTERM)
+    outcome: list[object] = []
+    start(guest.control(), outcome)
+    (error,) = outcome
+    assert isinstance(error, LaunchError) and error.exit_code == 143
+    assert guest.ended()["signal"] == 15

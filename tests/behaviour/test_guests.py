@@ -106,6 +106,7 @@ def test_life_beside_libvirt(vmm: Instance) -> None:
     script = "echo up; while :; do sleep 0.2; done"
     workload = start(vmm, "life", "--network", "none", "busybox", "sh", "-c", script)
     until(lambda: "up" in vmm.out("logs", "life"))
+    assert vmm.out("exec", "life", "cat", "/sys/fs/cgroup/pids.max") == "4096"
     state = json.loads((vmm.root / "workloads" / workload / "state.json").read_text())
     os.kill(state["shim_pid"], signal.SIGKILL)
     until(lambda: not Path(f"/proc/{state['shim_pid']}").exists())

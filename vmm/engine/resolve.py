@@ -66,7 +66,7 @@ def _replace(struct: Resources, **changes: object) -> Resources:
 def clamp_defaults(spec: WorkloadSpec, request: CreateRequest, facts: HostFacts) -> WorkloadSpec:
     """Drop a default that this host cannot enforce; what was asked for stays, to be refused."""
     asked = request.resources.pids_limit is not None
-    if asked or any("pids" in group.controllers for group in facts.cgroups):
+    if asked or facts.limits_processes:
         return spec
     import msgspec
 

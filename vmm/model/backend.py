@@ -81,6 +81,12 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     #: For backends that run guests.
     hypervisor: Hypervisor | None = None
 
+    @property
+    def limits_processes(self) -> bool:
+        """Whether a workload's number of processes can be limited; a guest's own kernel can."""
+        groups = any("pids" in group.controllers for group in self.cgroups)
+        return groups or self.hypervisor is not None
+
 
 class RootLayout(msgspec.Struct, frozen=True, kw_only=True):
     """A copy-on-write root as the storage driver prepared it.

@@ -210,7 +210,7 @@ TEST = "6695eb01-f6a4-8304-79aa-97f2502e193f"
 
 def test_the_control_program() -> None:
     started = run_control("test:///default", TEST, "start")
-    assert (started.returncode, started.stdout) == (0, "pid 0\n"), started.stderr
+    assert (started.returncode, started.stdout) == (0, "pid 0\nneeds 0\n"), started.stderr
     for action in ("destroy", "suspend"):
         done = run_control("test:///default", TEST, action)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -14,8 +14,10 @@ import re
 import struct
 import subprocess
 import termios
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NamedTuple
 
 from tests.instance import Instance, until
@@ -38,6 +40,17 @@ def on_terminal(argv: list[str]) -> str:
         os.close(ours)
     assert process.returncode == 0, shown
     return shown.decode()
+
+
+@contextlib.contextmanager
+def mounted(place: Path) -> Iterator[None]:
+    """A file system in memory on a directory of the host, shared with mounts that follow it."""
+    subprocess.run(("mount", "-t", "tmpfs", "none", place), check=True)
+    try:
+        subprocess.run(("mount", "--make-shared", place), check=True)
+        yield
+    finally:
+        subprocess.run(("umount", place), check=True)
 
 
 class Stage:
@@ -92,7 +105,8 @@ class Stage:
             "-v", f"{self.files}/one.conf:/etc/one.conf", "-v", f"{self.volume}:/data",
             "--tmpfs", "/scratch:size=1m", "--ulimit", "nofile=123:456", "--pids-limit", "60",
             "--shm-size", "2m", "--cap-drop", "NET_RAW", "--sysctl", "net.ipv4.ip_forward=1",
-            "-m", "256m", "--label", "kind=shared", "-p", "80", "busybox", "sh", "-c",
+            "-m", "256m", "--cpus", "1", "--label", "kind=shared", "-p", "80",
+            "busybox", "sh", "-c",
             "echo started; mkdir -p /www; echo page >/www/index.html; httpd -p 80 -h /www; "
             "while :; do sleep 1; done",
         )  # fmt: skip
@@ -202,19 +216,37 @@ def published(s: Stage) -> None:
 
 
 def console(s: Stage) -> None:
+    """What the kernel complains about is on it: here that there was no memory left."""
     argv = s.vmm.argv("console", s.idle)
-    done = subprocess.run(
-        argv, input="\x10\x11", capture_output=True, text=True, timeout=30, check=False
-    )
-    s.done(done)
+    with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as shown:
+        try:
+            until(lambda: "escape" in s.sh("echo escape"))  # it was refused by now, or is there
+            if shown.poll() is None:
+                assert s.exec(s.idle, "tail", "/dev/zero", check=False).returncode == 137
+            out, err = shown.communicate("\x10\x11", timeout=30)
+        finally:
+            shown.kill()
+    s.done(subprocess.CompletedProcess(argv, shown.returncode, out, err))
+    assert "Out of memory: Killed process" in out
 
 
 def pause(s: Stage) -> None:
+    """Everything stands still, but for the clock."""
+    beats, going = s.files / "rw/beats", s.files / "rw/going"
+    going.touch()
+    beat = "while [ -e /rw/going ]; do echo; sleep 0.1; done >/rw/beats"
+    s.exec("-d", s.idle, "sh", "-c", beat)
+    until(lambda: beats.exists() and beats.stat().st_size > 1)
     s.vmm.run("pause", s.idle)
     assert s.vmm.inspect(s.idle)["State"]["Status"] == "paused"
     assert s.exec(s.idle, "true", check=False).returncode != 0
+    seen = beats.stat().st_size
+    time.sleep(3)
+    assert beats.stat().st_size == seen
     s.vmm.run("unpause", s.idle)
-    assert s.sh("echo awake") == "awake"
+    until(lambda: beats.stat().st_size > seen)
+    until(lambda: abs(time.time() - float(s.sh("date +%s"))) < 2)
+    going.unlink()
 
 
 def statistics(s: Stage) -> None:
@@ -398,15 +430,34 @@ def device(s: Stage) -> None:
 
 
 def cpus(s: Stage) -> None:
-    done = s.run("--cpus", "1", "--network", "none", "busybox", "echo", "one")
-    assert done.stdout == "one\n"
+    """What a program takes itself to have: its quota, or the processors that it sees."""
+    script = (
+        "cd /sys/fs/cgroup; nproc; cat cpu.max 2>/dev/null || "
+        "cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us 2>/dev/null || echo max"
+    )
+
+    def given(text: str) -> float:
+        processors, quota, *period = text.split()
+        return int(quota) / int(period[0]) if quota.isdigit() else int(processors)
+
+    assert given(s.sh(script)) == 1
+    done = s.run("--cpus", "2", "--network", "none", "busybox", "sh", "-c", script)
+    assert given(done.stdout) == 2
 
 
 def shared_propagation(s: Stage) -> None:
-    place = s.files / "shared"
-    place.mkdir(exist_ok=True)
-    mount = f"type=bind,source={place},target=/m,bind-propagation=rslave"
-    s.run("--mount", mount, "--network", "none", "busybox", "true")
+    """What the host mounts later is there as well."""
+    name, place = f"shared-{s.backend}", s.files / "shared"
+    place.mkdir()
+    with mounted(place):
+        mount = f"type=bind,source={place},target=/m,bind-propagation=rslave"
+        s.start(name, "--mount", mount, "--network", "none", "busybox", "sleep", "1000")
+        (place / "later").mkdir()
+        with mounted(place / "later"):
+            (place / "later/file").write_text("seen\n")
+            assert s.vmm.out("exec", name, "cat", "/m/later/file") == "seen"
+        assert s.vmm.run("exec", name, "cat", "/m/later/file", check=False).returncode == 1
+        s.vmm.run("rm", "-f", name)
 
 
 class Case(NamedTuple):

@@ -1,4 +1,5 @@
-"""Guests that QEMU stopped because it could not write what they wrote.
+"""Guests that stand still, though vmm did not pause them: suspended by somebody through libvirt, or
+stopped by QEMU because it could not write what they wrote.
 
 QEMU's default for a disk is ``werror=enospc``: on a full file system the guest is stopped and
 loses nothing, where an error would break its file system.  libvirtd notes that in the file in which
@@ -11,7 +12,12 @@ import re
 
 from vmm.backends.libvirt.control import state_directories
 
-_STATE = re.compile(rb"<domstatus state='paused' reason='ioerror'")
+_STATE = re.compile(rb"<domstatus state='paused' reason='(ioerror|user)'")
+_WHY = {
+    b"ioerror": "the guest stands still: its disk cannot be written on the host, which may be "
+    "full; make room (vmm system df), then let it go on: vmm unpause",
+    b"user": "the guest was suspended through libvirt; let it go on: vmm unpause",
+}
 #: Bytes; a warning of libvirt's comes first.
 _HEAD = 2048
 
@@ -21,11 +27,8 @@ def reason(uri: str, domain: str) -> str:
     for directory in state_directories(uri):
         try:
             with open(f"{directory}/{domain}.xml", "rb") as file:
-                if _STATE.search(file.read(_HEAD)):
-                    return (
-                        "the guest stands still: its disk cannot be written on the host, which may "
-                        "be full; make room (vmm system df), then let it go on: vmm unpause"
-                    )
+                if found := _STATE.search(file.read(_HEAD)):
+                    return _WHY[found[1]]
         except OSError:
             continue
     return ""

@@ -188,6 +188,8 @@ def limits(s: Stage) -> None:
     assert s.sh("cat /proc/sys/net/ipv4/ip_forward") == "1"
     more = s.exec(s.idle, "sh", "-c", "for i in $(seq 99); do sleep 2 & done; wait", check=False)
     assert "can't fork" in more.stderr
+    # What was started runs on for a while, and nothing more can be.
+    until(lambda: "sleep 2" not in s.vmm.out("top", s.idle))
 
 
 def confined(s: Stage) -> None:

@@ -126,6 +126,7 @@ def test_life_beside_libvirt(vmm: Instance) -> None:
 
     discards(vmm, vmm.root / "workloads" / workload / "disk.raw")
     keeps_time(vmm)
+    goes_on_after_others_suspended_it(vmm, domain(vmm, workload))
 
     vmm.inside("virsh", "-c", URI, "destroy", domain(vmm, workload))
     until(lambda: vmm.inspect("life")["State"]["Status"] == "exited")
@@ -171,6 +172,15 @@ def keeps_time(vmm: Instance) -> None:
     time.sleep(4)
     vmm.run("unpause", "life")
     until(lambda: behind() < 2)
+
+
+def goes_on_after_others_suspended_it(vmm: Instance, name: str) -> None:
+    vmm.inside("virsh", "-c", URI, "suspend", name)
+    assert vmm.inspect("life")["State"]["Status"] == "paused"
+    refused = vmm.run("exec", "life", "true", check=False)
+    assert refused.returncode == 1 and "vmm unpause life" in refused.stderr, refused
+    vmm.run("unpause", "life")
+    assert vmm.out("exec", "life", "echo", "on") == "on"
 
 
 def test_files_are_no_wider_than_needed(vmm: Instance) -> None:

@@ -25,12 +25,15 @@ or other application using the libvirt API.
     ("state", "why", "halted"),
     [
         ("running", "booted", False),
-        ("paused", "user", False),
+        ("paused", "user", True),
+        ("paused", "starting up", False),
         ("paused", "ioerror", True),
         ("running", "unpaused", False),
     ],
 )
-def test_only_a_failed_write_is_a_halt(tmp_path: Path, state: str, why: str, halted: bool) -> None:
+def test_what_stands_still_without_vmm_is_told(
+    tmp_path: Path, state: str, why: str, halted: bool
+) -> None:
     (tmp_path / "qemu" / "run").mkdir(parents=True)
     file = tmp_path / "qemu" / "run" / "vmm-95445ff027d2.xml"
     file.write_text(STATE.format(state=state, reason=why))

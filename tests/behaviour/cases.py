@@ -219,17 +219,20 @@ def published(s: Stage) -> None:
 
 def console(s: Stage) -> None:
     """What the kernel complains about is on it: here that there was no memory left."""
-    argv = s.vmm.argv("console", s.idle)
-    with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as shown:
-        try:
-            until(lambda: "escape" in s.sh("echo escape"))  # it was refused by now, or is there
-            if shown.poll() is None:
+    argv, heard = s.vmm.argv("console", s.idle), s.files / "heard"
+    with heard.open("w") as out, subprocess.Popen(argv, stdin=PIPE, stdout=out, stderr=PIPE) as it:
+
+        def over() -> bool:
+            if it.poll() is None:
                 assert s.exec(s.idle, "tail", "/dev/zero", check=False).returncode == 137
-            out, err = shown.communicate("\x10\x11", timeout=30)
+            return it.poll() is not None or "Out of memory: Killed process" in heard.read_text()
+
+        try:
+            until(over)
+            _, complaint = it.communicate(b"\x10\x11", timeout=30)
         finally:
-            shown.kill()
-    s.done(subprocess.CompletedProcess(argv, shown.returncode, out, err))
-    assert "Out of memory: Killed process" in out
+            it.kill()
+    s.done(subprocess.CompletedProcess(argv, it.returncode, "", complaint.decode()))
 
 
 def pause(s: Stage) -> None:

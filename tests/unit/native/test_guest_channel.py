@@ -38,7 +38,8 @@ def peer(guest: Guest) -> Peer:
 
 
 def test_says_what_it_is(peer: Peer) -> None:
-    assert peer.hello == {"state": "idle", "pid": "0", "code": "0", "signal": "0", "oom": "0"}
+    ended = {"pid": "0", "code": "0", "signal": "0", "oom": "0"}
+    assert peer.hello == {"state": "idle", **ended, "time": "1"}
 
 
 def test_nothing_before_the_marker_counts(case: Case) -> None:
@@ -123,6 +124,7 @@ def test_after_its_end_the_state_tells(case: Case, peer: Peer) -> None:
         "code": str(code),
         "signal": str(number),
         "oom": "0",
+        "time": "1",
     }
     peer.pump(0.2)
     assert not peer.exits

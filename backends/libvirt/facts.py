@@ -41,7 +41,7 @@ def gather(hypervisor: Hypervisor) -> HostFacts:
     return HostFacts(
         os="linux",
         architecture=platform.architecture(os.uname().machine),
-        kernel=guest.KERNEL,
+        kernel=platform.OLDEST_GUEST,
         cpus=os.cpu_count() or 1,
         cap_bounding=guest.CAPABILITIES,
         cgroups=() if hypervisor.session else _processor_groups(),

@@ -15,8 +15,6 @@ from vmm.model.backend import (
 )
 from vmm.model.platform import OLDEST_GUEST
 
-#: The oldest kernel that guests boot.
-KERNEL = OLDEST_GUEST
 CAPABILITIES = ALL
 
 #: Directories of vmm-init's own root (native/LAUNCH.md, ``guest.mount``).
@@ -38,7 +36,7 @@ def host(facts: HostFacts) -> HostFacts:
     return HostFacts(
         os="linux",
         architecture=facts.architecture,
-        kernel=KERNEL,
+        kernel=OLDEST_GUEST,
         cpus=facts.cpus,
         cap_bounding=CAPABILITIES,
         cgroups=(CGROUPS,),

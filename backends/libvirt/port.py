@@ -217,15 +217,13 @@ class HostLibvirt:
             return str(self._connection.getCapabilities())
 
     def domain_capabilities(self, architecture: str, machine: str, kind: str) -> str:
-        connection, module = self._connection, self._module
-        try:
-            return str(connection.getDomainCapabilities(None, architecture, machine, kind))
-        except module.libvirtError as error:
-            message = " ".join(str(error).split())
-            raise Unsupported(f"libvirt has no {kind} guests here: {message}") from None
-        except TimeoutError:
-            del self._connection
-            raise _silent(self.uri, ANSWERS) from None
+        with self._translated("tell what domains may have"):
+            try:
+                found = self._connection.getDomainCapabilities(None, architecture, machine, kind)
+            except self._module.libvirtError as error:
+                message = " ".join(str(error).split())
+                raise Unsupported(f"libvirt has no {kind} guests here: {message}") from None
+        return str(found)
 
     def define(self, document: str) -> None:
         module = self._module

@@ -22,8 +22,8 @@ enum {
     JOB_MS = 60000,             /* for the control program, but for `start` */
     DESTROY_RETRY_MS = 1000,
     DESTROYS_MAX = 3,
-    NEEDS_MS = 500, /* for QEMU to go as well, as it does at an end in order */
-    TIME_MS = 60000, /* between two tellings of the time */
+    NEEDS_MS = 500,             /* for QEMU to go as well, as it does at an end in order */
+    TIME_MS = 60000,            /* between two tellings of the time */
     STRAYS_EACH = 8, /* frames that may come late for an exec that has ended */
 };
 

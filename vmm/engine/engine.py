@@ -381,7 +381,7 @@ class Engine:
     def rebuild(self) -> list[str]:
         from vmm.engine import guests
 
-        guests.restore(self.ctx)
+        guests.check_documents(self.ctx, repair=True)
         return self.ctx.rebuild_index()
 
     @makes_room

@@ -31,14 +31,9 @@ def kept(ctx: Context) -> tuple[dict[str, WorkloadSpec], dict[str, VmmError]]:
     return found, silent
 
 
-def restore(ctx: Context) -> list[str]:
-    """Write documents that are missing beside a guest's disk, from the copy that is kept of them,
-    or what its platform keeps; what was found missing."""
-    return check_documents(ctx, repair=True)
-
-
 def check_documents(ctx: Context, *, repair: bool) -> list[str]:
-    """Guests whose documents are missing, and can be restored."""
+    """Guests whose documents are missing beside their disks, and can be restored: from the copy
+    that is kept of them, or what their platform keeps."""
     faults = []
     for workload, spec in restorable(ctx).items():
         faults.append(f"workload {short(workload)}: its workload.json is lost, but a copy is kept")
@@ -175,10 +170,8 @@ def _guests(ctx: Context) -> list[WorkloadSpec]:
 
 def forget(ctx: Context, spec: WorkloadSpec) -> None:
     """End what runs under this identity, and have its platform know no more of it."""
-    given = launching.bare_input(ctx, spec)
-    ctx.backend(spec.backend).cleanup(given)
-    ctx.copies.remove(spec.id)
-    ctx.backend(spec.backend).forget(given)
+    ctx.backend(spec.backend).cleanup(launching.bare_input(ctx, spec))
+    launching.forget(ctx, spec)
 
 
 def _check_copy(

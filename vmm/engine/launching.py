@@ -132,6 +132,13 @@ def record(ctx: Context, spec: WorkloadSpec) -> None:
         backend.record(given, backend.compile(given))
 
 
+def forget(ctx: Context, spec: WorkloadSpec) -> None:
+    """Take back what record() kept, ours first: a platform that does not answer is no reason to
+    keep that."""
+    ctx.copies.remove(spec.id)
+    ctx.backend(spec.backend).forget(bare_input(ctx, spec))
+
+
 def record_change(ctx: Context, spec: WorkloadSpec) -> None:
     """``record`` after a change that is made already: the platform's copy may follow later."""
     try:

@@ -305,9 +305,8 @@ def purge(ctx: Context, workload: str, *, volumes: bool) -> None:
 
 def _forget(ctx: Context, spec: WorkloadSpec) -> None:
     """Have the platform forget it as well; one that does not answer is asked by a repair later."""
-    ctx.copies.remove(spec.id)
     try:
-        ctx.backend(spec.backend).forget(launching.bare_input(ctx, spec))
+        launching.forget(ctx, spec)
     except HostError as error:
         ctx.notices.append(
             f"backend {spec.backend} keeps the definition of {spec.name}, which is removed: "
@@ -353,7 +352,6 @@ def undo_create(ctx: Context, workload: str) -> None:
         for name in (directory / NEW_VOLUMES).read_text().split():
             with contextlib.suppress(NotFound):
                 ctx.volumes.remove(name)
-    ctx.copies.remove(workload)
     ctx.store.delete(workload, remove_tree)
     ctx.index.remove(workload)
 

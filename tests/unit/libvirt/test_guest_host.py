@@ -315,11 +315,10 @@ def test_what_is_installed_later_is_noticed(
     options = BackendOptions(cache=str(tmp_path / "cache"))
 
     def ask() -> int:
-        hypervisor = HYPERVISOR
         found = facts.cached(
             options,
             QemuBackend.variant,
-            lambda: msgspec.structs.replace(hypervisor, uid=next(answers)),
+            lambda: msgspec.structs.replace(HYPERVISOR, uid=next(answers)),
         )
         return found.uid
 

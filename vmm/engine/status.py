@@ -56,6 +56,11 @@ def seen(ctx: Context, workload: str) -> State:
     return msgspec.structs.replace(state, status="paused", error=why) if why else state
 
 
+def halted(ctx: Context, workload: str) -> bool:
+    """Whether its platform stopped it, which its shim does not know."""
+    return seen(ctx, workload) != observe(ctx, workload)
+
+
 def shown(ctx: Context, workload: str) -> State:
     """The state for a list of many: one that cannot be read is ``dead`` and says why."""
     try:
@@ -67,6 +72,7 @@ def shown(ctx: Context, workload: str) -> State:
 def _ended(state: State, code: int, signal: int, why: str) -> State:
     return msgspec.structs.replace(
         state, status="exited", exit_code=code, signal=signal, error=why, pid=0, pid_start=0,
+        needs=0, needs_start=0,
         finished=state.finished if state.finished > state.started else time.time_ns(),
         health="unhealthy" if state.health else "",
     )  # fmt: skip

@@ -77,10 +77,12 @@ def pid_by_uuid(uri: str, uuid: str) -> int:
 
 
 def _read(path: str, uuid: str) -> int:
-    """The pid in a file, if that process runs the domain."""
+    """The pid in a file, if that process runs the domain; a user's file names the user's own."""
     try:
         with open(path, encoding="ascii") as file:
             pid = int(file.read(32))
+            if os.fstat(file.fileno()).st_uid not in (0, os.stat(f"/proc/{pid}").st_uid):
+                return 0
     except (OSError, ValueError):
         return 0
     return pid if is_emulator(pid, uuid) else 0

@@ -64,11 +64,34 @@ static void files_ended(struct shim *s, void *object, short events)
     g->needs_at = now_ms() + NEEDS_MS;
 }
 
+static void watch_files(struct guest *g, pid_t pid)
+{
+    vmm_close(&g->needs);
+    g->needs = platform_pidfd(pid);
+    if (g->needs < 0 && errno == ESRCH)
+        g->needs_at = now_ms() + NEEDS_MS;
+}
+
 void guest_set_needs(struct shim *s, pid_t pid)
 {
     struct guest *g = s->guest;
-    vmm_close(&g->needs);
-    g->needs = platform_pidfd(pid);
+    watch_files(g, pid);
+    s->state.needs = pid;
+    s->state.needs_start = platform_process_start(pid);
+    if (s->phase == PHASE_RUNNING)
+        state_write(s);
+}
+
+/* The shim before this one knew it. */
+static void adopt_needs(struct shim *s)
+{
+    pid_t pid = (pid_t)s->state.needs;
+    if (pid <= 0)
+        return;
+    if (platform_process_start(pid) == s->state.needs_start)
+        watch_files(s->guest, pid);
+    else
+        s->guest->needs_at = now_ms() + NEEDS_MS;
 }
 
 /* What reads a file of the host waits for ever, and neither QEMU nor libvirt minds. */
@@ -139,6 +162,7 @@ void guest_adopt(struct shim *s)
     s->phase = paused ? PHASE_RUNNING : PHASE_STARTING;
     s->paused = paused;
     g->at = paused ? NEVER : g->at;
+    adopt_needs(s);
     pid_t pid = (pid_t)s->state.pid;
     if (pid <= 0)
         return;

@@ -42,6 +42,8 @@ static void off(struct shim *s)
     vmm_close(&g->pidfd);
     vmm_close(&g->needs);
     g->needs_at = NEVER;
+    s->state.needs = 0;
+    s->state.needs_start = 0;
     asks_fail(s, "the guest has ended");
     guest_lose_execs(s);
     if (never_ran) {

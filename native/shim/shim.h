@@ -73,7 +73,8 @@ uid_t config_user(const struct vmm_record *ops, size_t count);
 struct state {
     const char *status;
     int64_t pid, exit_code, signal, restart_count;
-    uint64_t pid_start, shim_start;
+    int64_t needs; /* a process that a guest's files come from; 0: none */
+    uint64_t pid_start, needs_start, shim_start;
     bool oom_killed, manual_stop;
     char error[768];
     int64_t created, started, finished;

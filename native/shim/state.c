@@ -25,6 +25,8 @@ static void read_running(struct shim *s, const char *text)
     struct state *state = &s->state;
     state->pid = number_of(text, "\"pid\":");
     state->pid_start = (uint64_t)number_of(text, "\"pid_start\":");
+    state->needs = number_of(text, "\"needs\":");
+    state->needs_start = (uint64_t)number_of(text, "\"needs_start\":");
     state->restart_count = number_of(text, "\"restart_count\":");
     state->manual_stop = strstr(text, "\"manual_stop\":true");
     state->exit_code = 0;
@@ -82,6 +84,8 @@ size_t state_text(const struct shim *s, char *out, size_t size)
     struct text t = {.at = out, .capacity = size};
     text_format(&t, "{\"schema\":1,\"status\":\"%s\",\"pid\":%lld,\"pid_start\":%llu", state->status,
                 (long long)state->pid, (unsigned long long)state->pid_start);
+    text_format(&t, ",\"needs\":%lld,\"needs_start\":%llu", (long long)state->needs,
+                (unsigned long long)state->needs_start);
     text_format(&t, ",\"shim_pid\":%d,\"shim_start\":%llu,\"boot_id\":", (int)getpid(),
                 (unsigned long long)state->shim_start);
     text_json(&t, s->config.boot_id, strlen(s->config.boot_id));

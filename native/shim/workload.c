@@ -179,6 +179,8 @@ void workload_exited(struct shim *s, int code, int signal)
     s->state.oom_killed = s->driver->ended(s);
     s->state.pid = 0;
     s->state.pid_start = 0;
+    s->state.needs = 0;
+    s->state.needs_start = 0;
     health_stopped(s);
     s->paused = false;
     w->pid = 0;

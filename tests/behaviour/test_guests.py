@@ -138,6 +138,8 @@ def test_life_beside_libvirt(vmm: Instance) -> None:
     vmm.run("system", "rebuild")
     found = vmm.inspect("life")
     assert found["Id"] == workload and vmm.out("meta", "get", "life", "note") == "Zoë\x01"
+    vmm.run("start", "life")
+    ends_although_others_suspended_it(vmm, domain(vmm, workload))
     vmm.run("rm", "life")
     assert not (vmm.root / "workloads" / workload).exists()
 
@@ -181,6 +183,18 @@ def goes_on_after_others_suspended_it(vmm: Instance, name: str) -> None:
     assert refused.returncode == 1 and "vmm unpause life" in refused.stderr, refused
     vmm.run("unpause", "life")
     assert vmm.out("exec", "life", "echo", "on") == "on"
+
+
+def ends_although_others_suspended_it(vmm: Instance, name: str) -> None:
+    """It goes on to end in order."""
+    vmm.inside("virsh", "-c", URI, "suspend", name)
+    began = time.monotonic()
+    listed = vmm.run("top", "life", check=False)
+    assert listed.returncode == 1 and "suspended through libvirt" in listed.stderr, listed
+    vmm.run("stop", "-t", "1", "life")
+    assert time.monotonic() - began < 10
+    state = vmm.inspect("life")["State"]
+    assert (state["Status"], state["Error"]) == ("exited", ""), state
 
 
 def test_files_are_no_wider_than_needed(vmm: Instance) -> None:

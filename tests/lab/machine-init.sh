@@ -8,6 +8,7 @@ mount virtiofs ro host /host
 mount tmpfs mode=755 tmpfs /written
 $b mkdir /written/upper /written/work
 mount overlay lowerdir=/host,upperdir=/written/upper,workdir=/written/work overlay /new
+$b rm -f /new/etc/libvirt/qemu/*.xml /new/etc/libvirt/qemu/autostart/* # the host's domains
 mount proc defaults proc /new/proc
 mount sysfs defaults sysfs /new/sys
 mount cgroup2 defaults cgroup2 /new/sys/fs/cgroup

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,16 +14,27 @@ from vmm.engine.context import Context
 from vmm.engine.members import rewrite_hosts
 from vmm.engine.recovery import recover
 from vmm.engine.resolve import clamp_defaults, resolve
-from vmm.engine.status import LIVE, observe, settle, shim_alive
+from vmm.engine.status import LIVE, halted, observe, settle, shim_alive
 from vmm.model import names
 from vmm.model.backend import RootLayout
-from vmm.model.errors import Conflict, CorruptStore, HostError, NotFound, ShimLost, UsageError
+from vmm.model.errors import (
+    Conflict,
+    CorruptStore,
+    HostError,
+    NotFound,
+    ShimLost,
+    UsageError,
+    VmmError,
+)
 from vmm.model.ids import check_name, new_id, short
 from vmm.model.request import CreateRequest
 from vmm.model.signals import number
 from vmm.model.spec import Log, Mount, Network, WorkloadSpec
 from vmm.state.index import Row
 from vmm.state.journal import Undo
+
+if TYPE_CHECKING:
+    from vmm.control.client import Control
 
 #: In a workload's directory until it is registered: the names of its new anonymous volumes.
 NEW_VOLUMES = "volumes.new"
@@ -204,9 +216,17 @@ def end_shim(ctx: Context, workload: str, signum: int, milliseconds: int) -> Non
         launching.connect(ctx, workload) as control,
         control.sibling() as waiter,
     ):
+        _tell_halted(ctx, workload, control)
         waiter.expect_exit(promise=True)
         control.stop(signum, milliseconds)
         waiter.wait_closed()
+
+
+def _tell_halted(ctx: Context, workload: str, control: Control) -> None:
+    """What is paused goes on to take a signal; one that cannot be told so is ended all the same."""
+    with contextlib.suppress(VmmError):
+        if halted(ctx, workload):
+            control.pause()
 
 
 def kill(ctx: Context, reference: str, signal: str) -> None:
@@ -226,6 +246,7 @@ def kill(ctx: Context, reference: str, signal: str) -> None:
 
 def _signal(ctx: Context, workload: str, signum: int) -> None:
     with launching.connect(ctx, workload) as control:
+        _tell_halted(ctx, workload, control)
         control.signal(signum, manual=signum == 9)
         if signum == 9:
             with contextlib.suppress(ShimLost):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmm.engine import launching
 from vmm.engine.context import Context
-from vmm.engine.status import observe, seen
+from vmm.engine.status import halted, seen
 from vmm.model.errors import Conflict
 
 
@@ -32,8 +32,8 @@ def unpause(ctx: Context, reference: str) -> None:
     row = ctx.index.lookup(reference)
     if seen(ctx, row.id).status != "paused":
         raise Conflict(f"Container {row.id} is not paused", "vmm ps -a shows its status")
-    halted = observe(ctx, row.id).status == "running"
+    unknown = halted(ctx, row.id)
     with launching.connect(ctx, row.id) as control:
-        if halted:  # its shim does not know
+        if unknown:  # its shim does not know
             control.pause()
         control.unpause()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vmm.engine import launching, psformat
 from vmm.engine.context import Context
 from vmm.engine.psformat import Moment, Process
-from vmm.engine.status import observe
+from vmm.engine.status import halted, seen
 from vmm.model.errors import Conflict
 
 #: Numbers at the beginning of a line; the name and the command line follow.
@@ -32,8 +32,11 @@ def top(ctx: Context, reference: str, options: Sequence[str]) -> Listing:
     """
     columns = psformat.parse(options)
     row = ctx.index.lookup(reference)
-    if observe(ctx, row.id).status not in ("running", "paused"):
+    state = seen(ctx, row.id)
+    if state.status not in ("running", "paused"):
         raise Conflict(f"Container {row.id} is not running", f"start it: vmm start {row.name}")
+    if state.status == "paused" and halted(ctx, row.id):
+        raise Conflict(f"Container {row.name} is paused: {state.error}", f"vmm unpause {row.name}")
     with launching.connect(ctx, row.id) as control:
         found = parse_lines(control.top())
         wants_memory = any(column.needs_memory for column in columns)

@@ -49,11 +49,20 @@ def seen(ctx: Context, workload: str) -> State:
     """The same for whoever wants it to run on: paused as well, with the reason as its error, when
     the platform itself stopped it."""
     state = observe(ctx, workload)
-    if state.status != "running":
-        return state
-    backend = ctx.backend(ctx.store.read(workload).backend)
-    why = backend.halted(workload) if isinstance(backend, Halting) else ""
+    why = _halt(ctx, workload, state)
     return msgspec.structs.replace(state, status="paused", error=why) if why else state
+
+
+def halted(ctx: Context, workload: str) -> bool:
+    """Whether its platform stopped it, which its shim does not know."""
+    return bool(_halt(ctx, workload, observe(ctx, workload)))
+
+
+def _halt(ctx: Context, workload: str, state: State) -> str:
+    if state.status != "running":
+        return ""
+    backend = ctx.backend(ctx.store.read(workload).backend)
+    return backend.halted(workload) if isinstance(backend, Halting) else ""
 
 
 def shown(ctx: Context, workload: str) -> State:
@@ -67,6 +76,7 @@ def shown(ctx: Context, workload: str) -> State:
 def _ended(state: State, code: int, signal: int, why: str) -> State:
     return msgspec.structs.replace(
         state, status="exited", exit_code=code, signal=signal, error=why, pid=0, pid_start=0,
+        needs=0, needs_start=0,
         finished=state.finished if state.finished > state.started else time.time_ns(),
         health="unhealthy" if state.health else "",
     )  # fmt: skip

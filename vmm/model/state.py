@@ -22,6 +22,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     status: Status = "created"
     pid: int = 0
     pid_start: int = 0
+    #: The process that serves a guest's shared files (virtiofsd), 0 for none.
+    needs: int = 0
+    needs_start: int = 0
     shim_pid: int = 0
     shim_start: int = 0
     boot_id: str = ""

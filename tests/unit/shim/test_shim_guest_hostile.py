@@ -271,3 +271,26 @@ def test_a_guest_that_ends_with_its_files_has_its_own_exit(guest: GuestLab) -> N
     state = guest.ended()
     assert (state["exit_code"], state["error"]) == (3, "")
     assert guest.calls() == ["start"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_guest_that_was_taken_over_is_ended_without_its_files(guest: GuestLab, when: str) -> None:
+    with subprocess.Popen(["sleep", "100"]) as virtiofsd:
+        (guest.path / "needs").write_text(str(virtiofsd.pid))
+        guest.start("sleep", "60")
+        shim = guest.status()["shim_pid"]
+        os.kill(shim, signal.SIGKILL)
+        eventually(lambda: not alive(shim))
+        if when == "before":
+            virtiofsd.kill()
+            virtiofsd.wait()
+        guest.adopt = True
+        guest.spawn("ignored")
+        if when == "after":
+            eventually(lambda: attempt(guest))
+            time.sleep(0.7)
+            assert guest.status()["status"] == "running"
+            virtiofsd.kill()
+    state = guest.ended()
+    assert state["exit_code"] == 137 and "virtiofsd ended" in state["error"], state
+    assert (state["needs"], guest.calls()) == (0, ["start", "destroy"])

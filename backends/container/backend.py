@@ -43,7 +43,7 @@ class ContainerBackend:
         check(spec, facts)
 
     def devices(self, spec: WorkloadSpec) -> tuple[ResolvedDevice, ...]:
-        """The nodes of ``--device``, and for a privileged workload all of the host's."""
+        """The nodes of ``--device``."""
         from vmm.backends.linux.devices import of_workload
 
         return of_workload(spec)

@@ -21,8 +21,10 @@ PID_BESIDE = ("qemu/run", "qemu")
 #: emulator first; but what ends a guest works without it.
 CONNECTS = {"destroy": 5.0, "reason": 5.0}
 CONNECTS_ELSE = 60.0
-#: And then to do it (virDomainDestroy waits 15 s for a stubborn emulator).
-HANGS = {"destroy": 20.0, "reason": 10.0}
+#: And then to do it. An emulator of which the pid is known is ended without it then.
+HANGS = {"destroy": 5.0, "reason": 10.0}
+#: As long again for one of which there is no pid yet: libvirtd may be at starting it.
+STARTS = 15.0
 #: Why a domain is off (virDomainShutoffReason), for a workload's state.
 _OFF = {
     "VIR_DOMAIN_SHUTOFF_SHUTDOWN": "the guest powered itself off, or its kernel panicked",
@@ -219,6 +221,12 @@ def _undefined(uri: str, uuid: str) -> int:
     return 0 if not pid or end_alone(pid, uuid) else 1
 
 
+def _await(done: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not done():
+        time.sleep(0.1)
+
+
 def act_within(uri: str, uuid: str, action: str) -> int:
     """The same, but a libvirtd that hangs counts as one that is down."""
     from threading import Event, Thread
@@ -231,6 +239,9 @@ def act_within(uri: str, uuid: str, action: str) -> int:
     if opened.wait(seconds):
         seconds = HANGS.get(action, 0)
         thread.join(seconds or None)
+        if thread.is_alive() and action == "destroy" and not pid_by_uuid(uri, uuid):
+            seconds += STARTS
+            _await(lambda: not thread.is_alive() or pid_by_uuid(uri, uuid) > 0, STARTS)
     if thread.is_alive():
         said = f"it does not answer within {seconds:.0f} s"
         return _disconnected(uri, uuid, action, said, hangs=True)

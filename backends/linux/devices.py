@@ -74,14 +74,8 @@ def resolve(device: Device) -> tuple[ResolvedDevice, ...]:
 
 
 def of_workload(spec: WorkloadSpec) -> tuple[ResolvedDevice, ...]:
-    """The nodes passed in, then for a privileged workload all of the host's."""
-    asked = [node for device in spec.resources.devices for node in resolve(device)]
-    return (*asked, *(host_devices() if spec.security.privileged else ()))
-
-
-def host_devices() -> tuple[ResolvedDevice, ...]:
-    """All nodes of the host's /dev, for a privileged workload."""
-    return tuple(_below("/dev", "/dev", "rwm"))
+    """The nodes passed in."""
+    return tuple(node for device in spec.resources.devices for node in resolve(device))
 
 
 def _node(info: os.stat_result, path: str, permissions: str) -> ResolvedDevice | None:
@@ -100,14 +94,16 @@ def _node(info: os.stat_result, path: str, permissions: str) -> ResolvedDevice |
     )
 
 
-#: Below /dev, but file systems of the workload's own.
-_SKIPPED = frozenset(("pts", "shm", "mqueue", "fd", "console", "ptmx"))
+#: Below /dev, but of the workload's own.
+OWN = ("pts", "shm", "mqueue", "console", "ptmx")
+#: The beginnings of names that a privileged workload does not get: a guest's channel to its shim.
+KEPT_BACK = (*OWN, "vport")
 
 
 def _below(host: str, inside: str, permissions: str) -> list[ResolvedDevice]:
     found: list[ResolvedDevice] = []
     for entry in sorted(os.scandir(host), key=lambda entry: entry.name):
-        if host == "/dev" and entry.name in _SKIPPED:
+        if host == "/dev" and entry.name in OWN:
             continue
         path = f"{inside}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):

@@ -99,6 +99,8 @@ def _dev(given: CompileInput, taken: set[str]) -> list[Op]:
             ops.append(made)
     ops.append(op("symlink", "pts/ptmx", "/dev/ptmx"))
     ops += _extra_nodes(given)
+    if given.spec.security.privileged:
+        ops.append(op("dev.all", *devices.KEPT_BACK))
     if given.spec.process.tty and "/dev/console" not in taken:
         ops.append(op("dev.console"))
     return ops

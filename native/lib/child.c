@@ -102,6 +102,7 @@ static const struct vmm_op child_ops[] = {
     {"mount.readonly", 1, 1, note_nothing, vmm_mount_readonly},
     {"mkdir", 4, 4, note_nothing, vmm_make_directory},
     {"dev.node", 7, 7, note_nothing, vmm_make_node},
+    {"dev.all", 0, 16, note_nothing, vmm_make_all_nodes},
     {"dev.console", 0, 0, note_nothing, vmm_tty_console},
     {"symlink", 2, 2, note_nothing, vmm_make_symlink},
     {"file.write", 3, 3, note_nothing, vmm_make_file},

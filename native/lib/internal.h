@@ -212,6 +212,7 @@ int vmm_mount_mask(void *child, const struct vmm_record *record, struct vmm_erro
 int vmm_mount_readonly(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_make_directory(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_make_node(void *child, const struct vmm_record *record, struct vmm_error *e);
+int vmm_make_all_nodes(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_make_symlink(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_make_file(void *child, const struct vmm_record *record, struct vmm_error *e);
 int vmm_set_sysctl(void *child, const struct vmm_record *record, struct vmm_error *e);

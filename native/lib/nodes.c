@@ -1,4 +1,5 @@
 /* Directories, device nodes, links, names and kernel settings inside. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -79,6 +80,88 @@ int vmm_make_node(void *context, const struct vmm_record *r, struct vmm_error *e
     if (mknodat(parent, name, type | (mode_t)owner.mode, makedev((unsigned)major, (unsigned)minor)) < 0)
         return vmm_fail(e, 125, errno, "cannot make the device \"%.200s\"", r->argv[1]);
     return set_owner(parent, name, &owner, e);
+}
+
+/* ---- all nodes ---- */
+
+enum { DEV_DEPTH = 8 };
+
+struct copying {
+    int root;
+    dev_t device; /* file systems mounted below /dev are not its own */
+    const struct vmm_record *skipped;
+};
+
+static bool is_skipped(const struct vmm_record *r, const char *name) {
+    for (size_t i = 1; i < r->argc; i++)
+        if (!strncmp(name, r->argv[i], r->len[i]))
+            return true;
+    return false;
+}
+
+static int copy_node(const struct copying *c, const char *path, const struct stat *st,
+                     struct vmm_error *e) {
+    char name[NAME_MAX + 1];
+    VMM_CLOSE int parent = vmm_root_parent(c->root, path, name, e);
+    if (parent < 0)
+        return -1;
+    if (mknodat(parent, name, st->st_mode, st->st_rdev) < 0)
+        return errno == EEXIST ? 0 : vmm_fail(e, 125, errno, "cannot make the device \"%.200s\"", path);
+    return set_owner(parent, name, &(struct owner){.uid = st->st_uid, .gid = st->st_gid}, e);
+}
+
+static int copy_nodes(const struct copying *c, int from, const char *path, int depth,
+                      struct vmm_error *e);
+
+/* A name that is gone by now was a device that was taken away. */
+static int copy_entry(const struct copying *c, int from, const char *path, int depth,
+                      struct vmm_error *e) {
+    struct stat st;
+    const char *name = strrchr(path, '/') + 1;
+    if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return 0;
+    if (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode))
+        return copy_node(c, path, &st, e);
+    if (!S_ISDIR(st.st_mode) || st.st_dev != c->device || !depth)
+        return 0;
+    int below = openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return below < 0 ? 0 : copy_nodes(c, below, path, depth - 1, e);
+}
+
+/* `from` is closed. */
+static int copy_nodes(const struct copying *c, int from, const char *path, int depth,
+                      struct vmm_error *e) {
+    int result = 0;
+    char below[PATH_MAX];
+    DIR *directory = fdopendir(from);
+    if (!directory) {
+        close(from);
+        return vmm_fail(e, 125, errno, "cannot read %.200s", path);
+    }
+    for (struct dirent *entry; !result && (entry = readdir(directory));) {
+        bool top = depth == DEV_DEPTH;
+        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..") ||
+            (top && is_skipped(c->skipped, entry->d_name)))
+            continue;
+        int size = snprintf(below, sizeof below, "%s/%s", path, entry->d_name);
+        if (size > 0 && size < (int)sizeof below)
+            result = copy_entry(c, dirfd(directory), below, depth, e);
+    }
+    closedir(directory);
+    return result;
+}
+
+/* Of the host, or of the machine that vmm-init is the first process of. */
+int vmm_make_all_nodes(void *context, const struct vmm_record *r, struct vmm_error *e) {
+    struct vmm_child *child = context;
+    struct stat st;
+    int from = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (from < 0 || fstat(from, &st) < 0) {
+        vmm_close(&from);
+        return vmm_fail(e, 125, errno, "cannot read /dev");
+    }
+    struct copying c = {.root = child->root, .device = st.st_dev, .skipped = r};
+    return copy_nodes(&c, from, "/dev", DEV_DEPTH, e);
 }
 
 int vmm_make_symlink(void *context, const struct vmm_record *r, struct vmm_error *e) {

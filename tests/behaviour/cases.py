@@ -420,9 +420,13 @@ def own_init(s: Stage) -> None:
 
 
 def privileged(s: Stage) -> None:
-    script = "mkdir /m && mount -t tmpfs none /m && echo mounted"
+    """The nodes of the host, or of the guest: more than every workload has."""
+    script = "mkdir /m && mount -t tmpfs none /m && echo mounted; head -c 1 /dev/kmsg | wc -c; "
+    script += "find /dev -type b -o -type c | grep -c -v /dev/pts"
     done = s.run("--privileged", "--network", "none", "busybox", "sh", "-c", script)
-    assert done.stdout == "mounted\n"
+    mounted, read, nodes = done.stdout.split()
+    assert (mounted, read) == ("mounted", "1")
+    assert int(nodes) > 10, "six every workload has"
 
 
 def host_network(s: Stage) -> None:

@@ -77,8 +77,9 @@ class Control:
         return control
 
     def sibling(self) -> Control:
-        """A second connection to the same shim, for requests that must not wait behind data."""
-        return Control.connect(self.path)
+        """A second connection to the same shim, for requests that must not wait behind data, nor
+        be lost: a shim that lives is waited for."""
+        return Control.connect(self.path, ANSWER_TIMEOUT)
 
     def _hello(self, timeout: float) -> None:
         self.send(frames.HELLO, encode_args(frames.VERSION))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import msgspec
 import pytest
@@ -240,6 +242,27 @@ def test_a_libvirtd_that_hangs_is_not_waited_for(
         assert code == 0 and "the emulator" in said.out
     else:  # it may be at starting an emulator, of which nobody knows the pid yet
         assert code == 1 and "does not answer" in said.err
+
+
+def test_an_emulator_that_a_hanging_libvirtd_starts_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirtd is in the middle of a start, lets in whoever ends it, and answers no more."""
+
+    def hangs(_uri: str, _uuid: str, _action: str, opened: Callable[[], None]) -> int:
+        opened()
+        time.sleep(60)
+        return 1
+
+    monkeypatch.setattr(control, "act", hangs)
+    monkeypatch.setattr(control, "HANGS", {"destroy": 0.2})
+    monkeypatch.setattr(control, "PID_DIRECTORIES", (str(tmp_path),))
+    words = [sys.executable, "-c", "import time; time.sleep(60)", "-uuid", UUID]
+    with subprocess.Popen(words) as process:
+        appears = Timer(0.5, lambda: (tmp_path / "vmm-x.pid").write_text(str(process.pid)))
+        appears.start()
+        assert control.act_within("qemu:///system", UUID, "destroy") == 0
+        assert process.wait(1) == -signal.SIGTERM
 
 
 def test_pid_files_of_a_session_are_beside_its_socket(tmp_path: Path) -> None:

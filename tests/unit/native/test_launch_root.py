@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,29 @@ def test_sysctl_writes_only_into_procfs(case: Case) -> None:
     case.mounts = list  # type: ignore[method-assign]
     case.before_pivot.append(op("sysctl", "kernel.msgmax", "4096"))
     assert "/proc is not the process file system" in case.run("true").err
+
+
+def test_all_nodes_of_the_machine(case: Case) -> None:
+    """With owners and modes, below directories too; what exists stays, what is to be skipped is."""
+    ours = {
+        str(path): f"{os.major(info.st_rdev):x} {os.minor(info.st_rdev):x} "
+        f"{info.st_uid}:{info.st_gid} {stat.S_IMODE(info.st_mode):o}"
+        for path in Path("/dev").rglob("*")
+        if not path.is_relative_to("/dev/pts") and not path.name.startswith(("zer", "console"))
+        if stat.S_ISCHR((info := path.lstat()).st_mode) or stat.S_ISBLK(info.st_mode)
+    }
+    assert len(ours) > 5
+    case.mounts = list  # type: ignore[method-assign]
+    case.before_pivot += [
+        op("mount.fs", "tmpfs", "tmpfs", "/dev", "nosuid", "mode=755"),
+        op("dev.node", "/dev/null", "c", 1, 3, "600", 7, 8),
+        op("dev.all", "zer", "console"),
+    ]
+    script = "find /dev -type c -o -type b | xargs stat -c '%n=%t %T %u:%g %a'"
+    found = dict(line.split("=") for line in case.sh(script).out.splitlines())
+    assert found.pop("/dev/null") == "1 3 7:8 600"
+    del ours["/dev/null"]
+    assert found == ours
 
 
 def test_directories_nodes_and_links(case: Case) -> None:

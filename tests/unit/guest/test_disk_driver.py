@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -72,6 +73,9 @@ def test_a_disk_is_large_and_takes_next_to_nothing(
     assert driver.usage(work) == status.st_blocks * 512
     fsck = ["/sbin/e2fsck", "-f", "-n", layout.disk]
     subprocess.run(fsck, check=True, capture_output=True)
+    head = subprocess.run(["/sbin/dumpe2fs", "-h", layout.disk], check=True, capture_output=True)
+    reserved = re.search(rb"Reserved block count: +(\d+)", head.stdout)
+    assert reserved and reserved[1] == b"0", "all of it is the workload's"
 
 
 def test_repeating_it_keeps_everything_and_is_quick(

@@ -141,6 +141,10 @@ def test_the_hosts_kernels(store: KernelStore, kernel: Kernel, tmp_path: Path) -
     store.add(kernel.path, kernel.modules, "own")
     assert [k.name for k in store.list()] == ["own", kernel.version]
     assert store.choose().name == "own" and store.choose(kernel.version).source == "host"
+    store.add(kernel.path, kernel.modules, kernel.version)
+    assert sorted((k.name, k.source) for k in store.list()) == sorted(
+        [("own", "own"), (kernel.version, "own")]
+    ), "a name stands for one kernel, the instance's before the host's"
 
 
 def test_a_package_without_a_kernel(store: KernelStore, tmp_path: Path) -> None:

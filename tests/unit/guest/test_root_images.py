@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmm.guest.erofs import Written, write_image
+from vmm.guest.xattrs import packed_xattrs
 from vmm.model.errors import VmmError
 
 
@@ -141,6 +142,27 @@ def test_an_attribute_that_does_not_fit_is_named(tree: Path) -> None:
             image_of(tree)
     finally:
         subprocess.run(["umount", str(tmpfs)], check=True)
+
+
+def test_notes_of_the_overlay_about_its_layers_stay_out(tree: Path) -> None:
+    (tree / "a").mkdir()
+    os.setxattr(tree / "a", "trusted.overlay.opaque", b"y")
+    assert packed_xattrs(str(tree / "a"), "a") == b""
+    os.setxattr(tree / "a", "trusted.other", b"y")
+    assert b"other" in packed_xattrs(str(tree / "a"), "a")
+    assert b"opaque" not in packed_xattrs(str(tree / "a"), "a")
+
+
+def test_a_directory_has_the_links_of_those_below(tree: Path) -> None:
+    """Two, and one for each ``..``: find(1) counts on it where it has no types of entries."""
+    for path in ("two", "four/a", "four/b"):
+        (tree / path).mkdir(parents=True)
+    (tree / "four/file").touch()
+    image, _ = image_of(tree)
+    for path, links in (("/", 4), ("/two", 2), ("/four", 4), ("/four/file", 1)):
+        dump = ["dump.erofs", f"--path={path}", str(image)]
+        said = subprocess.run(dump, check=True, capture_output=True, text=True).stdout
+        assert f"Links: {links} " in said, said
 
 
 def test_the_top_keeps_its_own_attributes(tree: Path) -> None:

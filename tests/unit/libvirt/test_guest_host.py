@@ -39,6 +39,7 @@ from vmm.backends.libvirt.port import HostLibvirt
 from vmm.model.backend import BackendOptions, CompileInput, ResolvedMount, RootLayout
 from vmm.model.errors import HostError, Unsupported
 from vmm.model.spec import Resources
+from vmm.ports import kernel
 
 
 def mounted(below: Path) -> list[str]:
@@ -84,6 +85,21 @@ def test_the_shared_directory(run: Path, tmp_path: Path) -> None:
     shares.cleanup(str(run))
     shares.cleanup(str(run))
     assert not share.exists() and (data / "new").exists()
+
+
+def test_what_is_mounted_for_a_guest_stays_in_its_share(run: Path, tmp_path: Path) -> None:
+    """Below a mount that is shared, as systemd makes `/`, it would appear in every namespace."""
+    kernel.mount("tmpfs", str(run), 0, "")
+    try:
+        kernel.mount("", str(run), 1 << 20)  # MS_SHARED
+        (tmp_path / "data").mkdir()
+        shares.prepare(binds(run, bind(tmp_path / "data")))
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        found = [line for line in lines if line.split()[4].startswith(f"{run}/share/")]
+        assert len(found) == 1 and "shared:" not in found[0], found
+    finally:
+        shares.cleanup(str(run))
+        kernel.unmount(str(run))
 
 
 def test_a_mount_below_a_read_only_bind_is_read_only_too(run: Path, tmp_path: Path) -> None:
@@ -263,6 +279,17 @@ def test_an_emulator_that_a_hanging_libvirtd_starts_is_ended(
         appears.start()
         assert control.act_within("qemu:///system", UUID, "destroy") == 0
         assert process.wait(1) == -signal.SIGTERM
+
+
+def test_an_emulator_that_does_not_end_in_order_is_killed() -> None:
+    program = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", program, "-uuid", UUID]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline()
+        assert control.end_alone(process.pid, UUID)
+        assert process.wait(1) == -signal.SIGKILL
 
 
 def test_pid_files_of_a_session_are_beside_its_socket(tmp_path: Path) -> None:

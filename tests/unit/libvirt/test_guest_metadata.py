@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+import libvirt
 import pytest
 from hypothesis import given as examples
 from hypothesis import settings
@@ -72,6 +73,8 @@ def test_through_libvirt() -> None:
     assert QemuBackend(BackendOptions(mark="vmm-other"), port).known() == []
     assert not port.active(UUID) and port.memory(UUID) == (0, 0)
     port.destroy(UUID)
+    snapshot = "<domainsnapshot><name>s</name></domainsnapshot>"  # as virsh snapshot-create makes
+    libvirt.open("test:///default").lookupByUUIDString(UUID).snapshotCreateXML(snapshot, 0)
     backend.forget(compile_input(HOSTILE))
     backend.forget(compile_input(HOSTILE))
     assert backend.known() == [] and port.recorded(UUID) == ""

@@ -311,6 +311,11 @@ def shown(s: Stage) -> None:
     assert found["Config"]["Labels"]["kind"] == "shared"
     assert found["State"]["Running"] is True
     assert "80/tcp" in found["NetworkSettings"]["Ports"]
+    for path in found["GraphDriver"]["Data"].values():
+        assert Path(path).exists(), "where its changes are kept"
+    network = json.loads(s.vmm.out("network", "inspect", "bridge"))[0]["Containers"]
+    address = found["NetworkSettings"]["IPAddress"]
+    assert network[found["Id"]]["IPv4Address"].startswith(f"{address}/")
     assert "started" in s.vmm.out("logs", "-t", s.idle)
 
 

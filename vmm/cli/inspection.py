@@ -43,7 +43,7 @@ def _volume(engine: Engine, name: str) -> dict[str, Any]:
 def _network(engine: Engine, name: str) -> dict[str, Any]:
     from vmm.engine import imageviews
 
-    return imageviews.network_inspect(engine.network(name))
+    return imageviews.network_inspect(engine.network(name), engine.workloads())
 
 
 _KINDS: dict[str, Finder] = {

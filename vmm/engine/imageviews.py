@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vmm.engine.views import health_view
+from vmm.engine.views import WorkloadView, health_view
 from vmm.model import human
 from vmm.model.errors import UsageError
 from vmm.model.ids import short
@@ -195,8 +195,8 @@ def volume_row(volume: Volume, path: str) -> View:
     }
 
 
-def network_inspect(network: NetworkRecord) -> View:
-    """The network as ``docker network inspect`` shows it."""
+def network_inspect(network: NetworkRecord, running: Iterable[WorkloadView]) -> View:
+    """The network as ``docker network inspect`` shows it, with those that are in it."""
     pools = [{"Subnet": subnet, "Gateway": network.gateway} for subnet in network.subnets]
     return {
         "Name": network.name,
@@ -207,8 +207,24 @@ def network_inspect(network: NetworkRecord) -> View:
         "EnableIPv6": False,
         "IPAM": {"Driver": "default", "Options": None, "Config": pools},
         "Internal": False,
+        "Containers": {
+            view.spec.id: _attached(view)
+            for view in running
+            if view.spec.network.mode == network.name
+        },
         "Options": {**network.options, **({"bridge": network.bridge} if network.bridge else {})},
         "Labels": dict(network.labels),
+    }
+
+
+def _attached(view: WorkloadView) -> View:
+    endpoint = view.endpoint
+    return {
+        "Name": view.spec.name,
+        "EndpointID": endpoint.link if endpoint else "",
+        "MacAddress": endpoint.mac if endpoint else "",
+        "IPv4Address": f"{endpoint.address}/{endpoint.prefix}" if endpoint else "",
+        "IPv6Address": "",
     }
 
 

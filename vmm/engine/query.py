@@ -38,14 +38,16 @@ def view(ctx: Context, workload: str, *, whole: bool = False) -> WorkloadView:
     """One workload; ``whole``: with all that only inspect shows."""
     state = seen(ctx, workload)
     attached = launching.attachment(ctx, workload) if state.status in LIVE else None
+    spec = ctx.store.read(workload)
     return WorkloadView(
-        spec=ctx.store.read(workload),
+        spec=spec,
         state=state,
         paths=ctx.paths(workload),
         endpoint=attached.endpoint if attached else None,
         ports=attached.ports if attached else (),
         volumes_root=str(ctx.root / "volumes"),
         network_id=ctx.bridge_id,
+        storage=ctx.backend(spec.backend).storage if whole else "",
         probes=ctx.store.probes(workload) if whole and state.health else (),
     )
 

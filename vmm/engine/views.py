@@ -35,6 +35,8 @@ class WorkloadView(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[Port, ...] = ()
     volumes_root: str = ""
     network_id: str = ""
+    #: What its root is made of (vmm.model.backend, RootLayout.driver), for inspect.
+    storage: str = ""
     #: What the last health probes found.
     probes: tuple[Probe, ...] = ()
 
@@ -250,14 +252,14 @@ def inspect(view: WorkloadView) -> View:
         "LogPath": paths.log if spec.log.driver == "json-file" else "",
         "Name": f"/{spec.name}",
         "RestartCount": view.state.restart_count,
-        "Driver": "overlay",
+        "Driver": view.storage,
         "Platform": spec.os,
         "MountLabel": "",
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": None,
         "HostConfig": host_config(spec),
-        "GraphDriver": {"Name": "overlay", "Data": {"UpperDir": f"{paths.directory}/upper"}},
+        "GraphDriver": {"Name": view.storage, "Data": storage_view(view)},
         "Mounts": [mount_view(m, view.volumes_root) for m in spec.mounts if m.kind != "tmpfs"],
         "Config": config_view(spec),
         "NetworkSettings": network_view(view),
@@ -265,6 +267,14 @@ def inspect(view: WorkloadView) -> View:
         "BackendReason": spec.backend_reason,
         "Metadata": dict(spec.metadata),
     }
+
+
+def storage_view(view: WorkloadView) -> View:
+    """``GraphDriver.Data`` of inspect: where what it writes is kept."""
+    directory = view.paths.directory
+    if view.storage == "disk":
+        return {"Disk": f"{directory}/disk.raw"}
+    return {"UpperDir": f"{directory}/upper"}
 
 
 def config_view(spec: WorkloadSpec) -> View:

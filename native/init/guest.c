@@ -13,7 +13,7 @@
 
 #include "guest.h"
 
-enum { RECONNECT_MS = 100, FDS_MAX = 2 + 3 * (1 + EXECS_MAX) };
+enum { RECONNECT_MS = 100, FDS_MAX = 3 + 3 * (1 + EXECS_MAX) };
 
 int64_t now_ms(void) {
     struct timespec t;
@@ -25,7 +25,7 @@ int64_t now_ms(void) {
 
 struct watch {
     struct session *session;
-    enum { INPUT, OUTPUT, ERRORS } stream;
+    enum { INPUT, OUTPUT, ERRORS, POWER } stream;
 };
 
 struct watches {
@@ -57,6 +57,7 @@ static void collect(struct guest *g, struct watches *w) {
     w->count = 0;
     add(w, g->signals, POLLIN, NULL, 0);
     add(w, c->connected ? c->fd : g->signals, c->connected ? events : POLLIN, NULL, 0);
+    add(w, g->power, POLLIN, NULL, POWER);
     if (g->state == RUNNING)
         add_session(g, w, &g->workload);
     for (struct session *s = g->execs; s; s = s->next)
@@ -98,8 +99,10 @@ static void look_for_host(struct guest *g) {
         g->channel.connected = true;
 }
 
-static void session_ready(struct guest *g, const struct watch *watch) {
-    if (watch->stream == INPUT)
+static void watched_ready(struct guest *g, const struct watch *watch) {
+    if (watch->stream == POWER)
+        g->pressed |= power_pressed(g->power);
+    else if (watch->stream == INPUT)
         session_write(g, watch->session);
     else
         session_read(g, watch->session, watch->stream == ERRORS);
@@ -109,7 +112,7 @@ static void session_ready(struct guest *g, const struct watch *watch) {
 static void dispatch(struct guest *g, const struct watches *w) {
     for (nfds_t i = 2; i < w->count; i++)
         if (w->fds[i].revents)
-            session_ready(g, &w->of[i]);
+            watched_ready(g, &w->of[i]);
     if (w->fds[0].revents)
         reap(g);
     if (g->channel.connected && w->fds[1].fd == g->channel.fd)
@@ -129,10 +132,19 @@ static void await_orders(struct guest *g, int64_t now) {
         g->poweroff_at = now + ORDERS_MS;
 }
 
+/* What a stop is, is the host's to say: the signal, and how long it may take. */
+static void tell_power(struct guest *g) {
+    if (!g->pressed || !g->channel.greeted)
+        return;
+    channel_answer(g, 0, VMM_POWER, 0, NULL);
+    g->pressed = false;
+}
+
 static void serve(struct guest *g) {
     static struct watches w;
     while (!g->ending) {
         int64_t now = now_ms(), next = session_tick(g, now);
+        tell_power(g);
         channel_write(g);
         await_orders(g, now);
         collect(g, &w);
@@ -153,6 +165,7 @@ static struct guest *start(int channel, bool booted) {
     sigprocmask(SIG_SETMASK, &all, NULL);
     g->booted = booted;
     g->signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+    g->power = booted ? power_open() : -1;
     g->poweroff_at = NEVER;
     g->channel.fd = channel;
     g->channel.connected = true;

@@ -79,7 +79,8 @@ struct guest {
     struct vmm_error boot; /* what failed while booting; code 0: nothing */
     const char *mounts[MOUNTS_MAX]; /* made by guest.mount, owned by `plan` */
     size_t mount_count;
-    int signals;
+    int signals, power;
+    bool pressed; /* the power button; the host was not told yet */
     int64_t poweroff_at;
     bool ending;
 };
@@ -126,6 +127,12 @@ void channel_recover(struct guest *g, int64_t now);
 /* Whether requests are read, and streams. */
 bool channel_open(const struct guest *g);
 bool channel_takes_output(const struct guest *g);
+
+/* ---- power.c ---- */
+
+/* Where presses of the power button are told, -1 where there is none. */
+int power_open(void);
+bool power_pressed(int fd);
 
 /* ---- requests.c ---- */
 

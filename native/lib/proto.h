@@ -41,6 +41,7 @@ enum vmm_frame_type {
     VMM_CREDIT = 41,
     VMM_SHUTDOWN = 42,
     VMM_TIME = 43,
+    VMM_POWER = 44,
 };
 
 struct vmm_frame {

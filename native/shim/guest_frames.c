@@ -216,6 +216,14 @@ static void listed(struct shim *s, const struct vmm_frame *frame)
     client_frame(c, ask->asker.channel, VMM_LISTING, guest_scratch, frame->length);
 }
 
+/* As when the shim itself is told to end: the signal and the time that a stop has, no restart until the next
+ * boot of the host. Once: a guest may say it as often as it likes. */
+static void powered(struct shim *s)
+{
+    if (!s->stopping)
+        workload_stop(s, s->config.stop_signal, s->config.stop_timeout_ms, false);
+}
+
 static void greet(struct shim *s, const struct vmm_frame *frame, const struct vmm_args *args)
 {
     if (frame->type != VMM_HELLO || frame->channel != 0 || args->count < 2 ||
@@ -242,6 +250,8 @@ void guest_frame(struct shim *s, const struct vmm_frame *frame)
         exited(s, frame, &args);
     else if (frame->type == VMM_CREDIT)
         credited(s, frame, &args);
+    else if (frame->type == VMM_POWER)
+        powered(s);
     else if (frame->type == VMM_LISTING)
         listed(s, frame);
     else if (data)

@@ -68,6 +68,20 @@ def test_a_signal_to_the_client_ends_it(vmm: Instance) -> None:
     assert status(vmm) == ""
 
 
+def test_the_power_button_is_a_stop(vmm: Instance) -> None:
+    """``virsh shutdown``, as libvirt-guests.service does it when the host goes down."""
+    script = "trap 'echo told; exit 5' INT; echo up; while :; do sleep 0.1; done"
+    words = ["--restart", "always", "--stop-signal", "INT", *GUEST, "sh", "-c", script]
+    workload = vmm.out("run", "-d", *words)
+    until(lambda: vmm.out("logs", "early") == "up")
+    vmm.inside("virsh", "-c", "qemu:///system", "shutdown", f"{vmm.mark}-{workload[:12]}")
+    until(lambda: status(vmm).startswith("exited Exited (5)"))
+    assert vmm.out("logs", "early") == "up\ntold"
+    assert vmm.inspect("early")["State"]["Error"] == ""
+    vmm.run("start", "early")  # it comes back at the next boot, or when asked for
+    assert status(vmm).startswith("running")
+
+
 def test_detached_while_it_boots(vmm: Instance) -> None:
     """It is not to be removed without force, and a start waits for it."""
     master, slave = pty.openpty()

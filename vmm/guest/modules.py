@@ -20,8 +20,9 @@ REQUIRED = (
     "virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "virtio_rng", "virtio_balloon",
     "erofs", "ext4", "overlay", "fuse", "virtiofs",
 )  # fmt: skip
-#: Asked for at run time by name, so no module's list of dependencies has it (ext4's checksums).
-OPTIONAL = ("crc32c_generic",)
+#: Asked for at run time by name, so no module's list of dependencies has it (ext4's checksums); and
+#: the power button, by which libvirt shuts a guest down.
+OPTIONAL = ("crc32c_generic", "button")
 
 _LARGEST = 64 << 20
 _DEEPEST = 32

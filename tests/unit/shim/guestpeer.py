@@ -1,8 +1,9 @@
 """A guest without a machine: what vmm-init does on its end of the channel (native/PROTOCOL.md, "The
 guest's channel"), with the workload as a process of the host. ``guestpeer.py CHANNEL MODE``.
 
-A mode other than ``good`` misbehaves in one way (MISDEEDS); ``slow`` boots
-until CHANNEL.go is there, ``stuck`` too and says in CHANNEL.stuck that it will not power off."""
+A mode other than ``good`` misbehaves in one way (MISDEEDS); ``slow`` boots until CHANNEL.go is
+there, ``stuck`` too and says in CHANNEL.stuck that it will not power off, ``button`` says a
+thousand times that its power button was pressed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from vmm.control import frames as f
 
 CREDIT = 256 << 10
 MAGIC = b"\0VMMSYNC"
-LAUNCH, CREDIT_BACK, SHUTDOWN = 40, 41, 42
+LAUNCH, CREDIT_BACK, SHUTDOWN, POWER = 40, 41, 42, 44
 
 
 def records(data: bytes) -> list[list[bytes]]:
@@ -251,6 +252,10 @@ class Peer:
             self.send(f.ERROR, f.encode_args(code, "exec " + argv[0], text), channel)
             return
         self.ok(channel, self.sessions[channel].process.pid)
+        if self.mode == "button" and not channel:
+            time.sleep(0.5)  # its trap is set by then
+            for _ in range(1000):
+                self.send(POWER, f.encode_args())
 
     # -- the loop
 

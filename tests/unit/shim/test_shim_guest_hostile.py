@@ -16,6 +16,7 @@ from tests.unit.shim.guestshimlab import GuestLab
 from tests.unit.shim.shimlab import LAXITY, alive, collect, command, eventually
 from vmm.model.errors import LaunchError, VmmError
 from vmm.model.ids import new_id
+from vmm.model.launch import op
 
 
 @pytest.fixture
@@ -68,6 +69,23 @@ def test_a_guest_that_breaks_the_protocol_is_ended(guest: GuestLab, mode: str) -
     assert BROKEN[mode] in state["error"]
     eventually(lambda: not alive(guest.machine()))
     assert guest.calls() == ["start", "destroy"]
+
+
+def test_the_power_button_asks_the_workload_to_end_once(guest: GuestLab) -> None:
+    """With the stop's signal; it is not restarted, but does not count as stopped by hand."""
+    guest.mode = "button"
+    script = "trap 'echo told; (sleep 0.5); exit 5' USR1; while :; do sleep 0.05; done"
+    stop = op("stop", int(signal.SIGUSR1), 8000)
+    guest.spawn("sh", "-c", script, shim=(op("restart", "always", 0), stop))
+    control = guest.control()
+    control.attach()
+    control.expect_exit()
+    control.start()
+    assert collect(control) == (b"told\n", b"", 5)
+    state = guest.ended()
+    assert (state["manual_stop"], state["restart_count"], state["error"]) == (False, 0, "")
+    events = (guest.path / "events.jsonl").read_text()
+    assert events.count('"kill"') == 1 and guest.calls() == ["start"]
 
 
 def test_a_guest_that_lies_about_its_end_is_ended(guest: GuestLab) -> None:

@@ -44,7 +44,9 @@ def update(
 ) -> int:
     """Update the limits of one or more workloads.
 
-    They hold at once for one that runs, and are kept for its next start.
+    They hold at once for one that runs, and are kept for its next start. A virtual machine that
+    runs takes less memory or CPU time than it was started with; for more, or another --pids-limit,
+    stop it first.
 
     Examples:
       vmm update -m 512m --memory-swap 1g web
